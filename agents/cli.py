@@ -1,0 +1,69 @@
+"""The command line: one subcommand an algorithm, every field of its config a flag."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import sys
+
+import tyro
+
+ALGORITHMS = {
+    "grpo": ("dllm_gym.agents.policy_rl.grpo", "GRPOConfig"),
+    "ppo": ("dllm_gym.agents.policy_rl.ppo", "PPOConfig"),
+    "sb3-ppo": ("dllm_gym.agents.policy_rl.sb3_ppo", "SB3PPOConfig"),
+    "sft": ("dllm_gym.agents.sft", "SFTConfig"),
+}
+"""Subcommand -> module with `train(config)`, and its config."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``dllm-train ALGORITHM [flags]``. Returns the exit code: 2 for a mistake in what was given."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] not in ALGORITHMS:
+        wanted = arguments and arguments[0] not in ("-h", "--help")
+        print(f"error: {arguments[0]!r} is no algorithm.\n" if wanted else "", end="", file=sys.stderr)
+        print(f"usage: train_policy.py {{{','.join(ALGORITHMS)}}} [--help] [flags]")
+        return 2 if wanted or not arguments else 0
+    name, flags = arguments[0], arguments[1:]
+    module_name, config_name = ALGORITHMS[name]
+    module = importlib.import_module(module_name)
+    try:
+        config = _parse(name, getattr(module, config_name), flags)
+        module.train(config)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get("DLLM_GYM_TRACEBACK"):
+            raise
+        print(f"error: {error}\n(DLLM_GYM_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(name: str, config_type: type, flags: list[str]):
+    """The config from the flags; a resumed run's own config is the default, so that ``--resume DIR`` is enough."""
+    default = config_type()
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    known.add_argument("--resume", nargs="?")
+    folder = known.parse_known_args(flags)[0].resume
+    if folder:
+        from dllm_gym.agents.run import read_config
+
+        stored = read_config(folder)
+        algorithm = stored.pop("algorithm")
+        if algorithm != name:
+            raise ValueError(f"resume={folder!r}: a run of {algorithm!r}, not of {name!r}.")
+        try:
+            default = _as_typed(stored, default)
+        except TypeError as error:
+            raise ValueError(f"resume={folder!r}: config.json is not that of {name} ({error}).") from None
+    return tyro.cli(config_type, prog=f"train_policy.py {name}", args=flags, default=default)
+
+
+def _as_typed(stored, default):
+    """What JSON has kept, in the types of the config's default: nested configs and tuples."""
+    if dataclasses.is_dataclass(default):
+        fields = {key: _as_typed(value, getattr(default, key, None)) for key, value in stored.items()}
+        return dataclasses.replace(default, **fields)
+    return tuple(stored) if isinstance(default, tuple) else stored

@@ -1,0 +1,106 @@
+"""What the sampler's trainers share: the environment, the seed of everything drawn, and how they are set up."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from dllm_gym.agents.policy import Critic, PolicyConfig, UnmaskingPolicy
+from dllm_gym.agents.run import at_least_one
+from dllm_gym.envs.vector import UnmaskingVectorEnv
+
+
+@dataclass
+class EnvConfig:
+    """The environment that a sampler is trained in."""
+
+    id: str = "MaskedDiffusion-GSM8K-v0"
+    """Registered id of a set-of-positions environment."""
+    denoiser: str = "embedded"
+    """"embedded", "embedded-early", or a local folder."""
+    dataset: str | None = None
+    """None, "embedded", "hub", a hub id, or a local file; used for training and testing with their splits."""
+    gen_length: int | None = None
+    """Tokens of a completion; None: the task's."""
+    block_length: int | None = None
+    """None: full diffusion."""
+    temperature: float = 0.0
+    """Of the token choice."""
+    confidence_k: int = 1
+    """Probabilities per position."""
+    reward: str = "multiplicative"
+    """"multiplicative" or "additive"."""
+    alpha: float = 1.0
+    """Weight of the cost of steps."""
+    num_envs: int = 128
+    """Rows decoded together."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda"."""
+    dtype: str = "auto"
+    """Of the denoiser: "auto" (float32 on a CPU), "float32", "bfloat16" (2x faster where the CPU has bf16 units)."""
+
+
+def check_common(config) -> None:
+    """Refuse what would fail later, before a trainer writes anything. Raises ValueError."""
+    at_least_one(config, "checkpoint_every")
+    at_least_one(config.report, "problems", "validation_problems")
+    if config.policy.confidence_k > config.env.confidence_k:
+        raise ValueError(
+            f"policy.confidence_k={config.policy.confidence_k}: must be no more than env.confidence_k="
+            f"{config.env.confidence_k}, what the environment shows."
+        )
+
+
+def make_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVectorEnv:
+    """The vector environment of a config, on one split.
+
+    Raises:
+        ValueError: an id that is not registered, or not one whose action is a set of positions.
+    """
+    import dllm_gym  # noqa: F401  (registers the ids)
+
+    known = [i for i, spec in gym.registry.items() if i.startswith("MaskedDiffusion-") and spec.vector_entry_point]
+    if config.id not in known:
+        raise ValueError(f"env id {config.id!r}: must be one of {sorted(known)}.")
+    settings = vars(config) | {"split": split} | changes
+    return gym.make_vec(settings.pop("id"), **settings)
+
+
+def make_policy_network(config: PolicyConfig, seed: int, device: torch.device) -> UnmaskingPolicy:
+    """A fresh policy whose weights follow from the seed."""
+    with seeded(seed):
+        return UnmaskingPolicy(config).to(device)
+
+
+def make_critic(config: PolicyConfig, seed: int, device: torch.device) -> Critic:
+    """A fresh value network whose weights follow from the seed."""
+    with seeded(seed + 1):
+        return Critic(config).to(device)
+
+
+@contextmanager
+def seeded(seed: int):
+    """Torch's global generator seeded inside, and as it was afterwards: initialisers know no other."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def iteration_generators(
+    seed: int, iteration: int, device: torch.device
+) -> tuple[np.random.Generator, torch.Generator]:
+    """Generators that follow from (seed, iteration) alone, so that a resumed run needs no generator state."""
+    rng = np.random.default_rng([seed, iteration])
+    return rng, torch.Generator(device).manual_seed(int(rng.integers(2**63 - 1)))
+
+
+def cosine(iteration: int, iterations: int, warmup: int) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine to zero."""
+    if iteration < warmup:
+        return (iteration + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(1, iterations - warmup)))

@@ -1,0 +1,202 @@
+"""Samplers that learn nothing, with the interface of a learned policy: ``policy(observation) -> [B, L] bool``.
+
+Every one unmasks at least one eligible position in EACH row that has one; thresholds are decided per row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dllm_gym.decoding import with_best
+from dllm_gym.types import Observation
+
+
+def best_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
+    """The n eligible positions with the highest score in each row, all where there are fewer; n: int or ``[B, 1]``."""
+    rank = score.masked_fill(~eligible, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (rank < n) & eligible
+
+
+@dataclass
+class Random:
+    """k random positions a step."""
+
+    k: int = 1
+    seed: int = 0
+    signals = ()
+    generator: torch.Generator = field(init=False, repr=False)
+
+    def __post_init__(self):
+        _positive(self, "k")
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def __call__(self, observation: Observation) -> Tensor:
+        score = torch.rand(observation.masked.shape, generator=self.generator).to(observation.masked.device)
+        return best_n(score, observation.eligible, self.k)
+
+
+@dataclass
+class Confidence:
+    """The k most confident a step: LLaDA's low-confidence remasking (arXiv 2502.09992); k = L / steps."""
+
+    k: int = 1
+    signals = ("confidence",)
+
+    def __post_init__(self):
+        _positive(self, "k")
+
+    def __call__(self, observation: Observation) -> Tensor:
+        return best_n(observation.confidence[..., 0], observation.eligible, self.k)
+
+
+@dataclass
+class Margin:
+    """The k positions with the largest difference between the two best probabilities. Needs confidence_k >= 2."""
+
+    k: int = 1
+    signals = ("confidence",)
+
+    def __post_init__(self):
+        _positive(self, "k")
+
+    def __call__(self, observation: Observation) -> Tensor:
+        if observation.confidence.shape[-1] < 2:
+            raise ValueError("the margin sampler needs two probabilities a position: confidence_k=2 or more.")
+        return best_n(observation.confidence[..., 0] - observation.confidence[..., 1], observation.eligible, self.k)
+
+
+@dataclass
+class Entropy:
+    """The k positions with the lowest entropy."""
+
+    k: int = 1
+    signals = ("entropy",)
+
+    def __post_init__(self):
+        _positive(self, "k")
+
+    def __call__(self, observation: Observation) -> Tensor:
+        return best_n(-observation.entropy, observation.eligible, self.k)
+
+
+@dataclass
+class LeftToRight:
+    """The k leftmost positions."""
+
+    k: int = 1
+    signals = ()
+
+    def __post_init__(self):
+        _positive(self, "k")
+
+    def __call__(self, observation: Observation) -> Tensor:
+        position = torch.arange(observation.masked.shape[1], device=observation.masked.device, dtype=torch.float32)
+        return best_n(-position.expand(observation.masked.shape), observation.eligible, self.k)
+
+
+@dataclass
+class Threshold:
+    """All with confidence above the threshold, at least the best one in each row (Fast-dLLM, arXiv 2505.22618)."""
+
+    threshold: float = 0.9
+    signals = ("confidence",)
+
+    def __call__(self, observation: Observation) -> Tensor:
+        confident = (observation.confidence[..., 0] > self.threshold) & observation.eligible
+        return with_best(confident, observation)
+
+
+@dataclass
+class Factor:
+    """The n most confident, n the largest with ``(n + 1) * (1 - c_(n)) < factor`` (Fast-dLLM, arXiv 2505.22618)."""
+
+    factor: float = 1.0
+    signals = ("confidence",)
+
+    def __post_init__(self):
+        _positive(self, "factor")
+
+    def __call__(self, observation: Observation) -> Tensor:
+        confidence = observation.confidence[..., 0].masked_fill(~observation.eligible, -torch.inf)
+        ordered = confidence.sort(dim=1, descending=True).values
+        n = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
+        holds = (n + 1) * (1 - ordered) < self.factor
+        largest = (holds * n).amax(dim=1, keepdim=True).clamp(min=1)
+        return best_n(observation.confidence[..., 0], observation.eligible, largest)
+
+
+@dataclass
+class EntropyBounded:
+    """In order of rising entropy, the largest set with ``sum H - max H <= gamma`` (EB-Sampler, arXiv 2505.24857)."""
+
+    gamma: float = 0.1
+    signals = ("entropy",)
+
+    def __post_init__(self):
+        if self.gamma < 0:
+            raise ValueError(f"gamma={self.gamma}: must be 0 or more.")
+
+    def __call__(self, observation: Observation) -> Tensor:
+        ordered = observation.entropy.masked_fill(~observation.eligible, torch.inf).sort(dim=1).values
+        before = torch.cat([torch.zeros_like(ordered[:, :1]), ordered[:, :-1].cumsum(dim=1)], dim=1)
+        largest = (before <= self.gamma).sum(dim=1, keepdim=True)
+        return best_n(-observation.entropy, observation.eligible, largest)
+
+
+@dataclass
+class TemperedConfidence:
+    """k positions drawn by softmax of log-confidence / temperature, so that samples differ (arXiv 2604.09921)."""
+
+    k: int = 1
+    temperature: float = 1.0
+    seed: int = 0
+    signals = ("confidence",)
+    generator: torch.Generator = field(init=False, repr=False)
+
+    def __post_init__(self):
+        _positive(self, "k", "temperature")
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def __call__(self, observation: Observation) -> Tensor:
+        confidence = observation.confidence[..., 0]
+        uniform = torch.rand(confidence.shape, generator=self.generator).to(confidence.device)
+        gumbel = -torch.log(-torch.log1p(-uniform.clamp(max=1 - 1e-7)) + 1e-30)
+        return best_n(confidence.clamp(min=1e-30).log() / self.temperature + gumbel, observation.eligible, self.k)
+
+
+HEURISTICS = {
+    "random": Random,
+    "confidence": Confidence,
+    "margin": Margin,
+    "entropy": Entropy,
+    "left-to-right": LeftToRight,
+    "threshold": Threshold,
+    "factor": Factor,
+    "entropy-bounded": EntropyBounded,
+    "tempered-confidence": TemperedConfidence,
+}
+
+
+def make_policy(name: str, **arguments):
+    """A heuristic sampler by name, for example ``make_policy("threshold", threshold=0.9)``.
+
+    Raises:
+        ValueError: an unknown name, an argument that the sampler does not take, or a value out of range.
+    """
+    if name not in HEURISTICS:
+        raise ValueError(f"policy={name!r}: must be one of {sorted(HEURISTICS)}.")
+    known = [p for p in inspect.signature(HEURISTICS[name]).parameters]
+    unknown = sorted(arguments.keys() - set(known))
+    if unknown:
+        raise ValueError(f"policy={name!r} does not take {', '.join(unknown)}; it takes {', '.join(known)}.")
+    return HEURISTICS[name](**arguments)
+
+
+def _positive(policy, *names: str) -> None:
+    for name in names:
+        if getattr(policy, name) <= 0:
+            raise ValueError(f"{name}={getattr(policy, name)}: must be more than 0.")

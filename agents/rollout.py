@@ -1,0 +1,134 @@
+"""Playing episodes: `collect` for training and `evaluate` for tables, both on the environment's own rows.
+
+Finished rows are refilled at once, so every denoiser forward is as full as the problems allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dllm_gym.types import Observation, Rollout
+
+Policy = Callable[[Observation], Tensor]
+"""A sampler: observation of B rows -> the set to unmask, ``[B, L]`` bool."""
+
+
+def collect(
+    env,
+    policy: Policy,
+    problems: Sequence[int],
+    *,
+    seed: int | Sequence[int] = 0,
+    explore: bool = True,
+    keep_steps: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Rollout:
+    """Play one episode for each problem index; the n-th entry of the rollout is that of ``problems[n]``.
+
+    Args:
+        env: an `UnmaskingVectorEnv` (or a single environment); its rows are taken over, reset it afterwards.
+        policy: a learned policy or a heuristic.
+        problems: indices into the environment's task, repeated for groups.
+        seed: episode n draws its tokens (at temperature > 0) from a generator seeded by (seed, n), whatever the
+            number of rows.
+        explore: sample as in training (`act`): an empty set stays empty, for the environment to deal with. Otherwise
+            the policy is called, as at evaluation. Heuristics are always called.
+        keep_steps: keep observations, picks and log-probabilities.
+        progress: called with the number of episodes that have ended, after each step.
+    """
+    episodes = env.unwrapped.episodes
+    queue = list(enumerate(problems))[::-1]
+    owner = np.full(episodes.num_rows, -1)
+    finished: list = [None] * len(problems)
+    steps: list[tuple[Observation, Tensor, Tensor, Tensor]] = []
+    acts = explore and hasattr(policy, "act")
+    episodes.clear()
+    ended = 0
+    while ended < len(problems):
+        free = np.flatnonzero(~episodes.active)[: len(queue)]
+        if len(free):
+            taken = [queue.pop() for _ in free]
+            for row, (n, _) in zip(free, taken, strict=True):
+                owner[row] = n
+                episodes.rngs[row] = np.random.default_rng([*np.atleast_1d(seed), n])
+            episodes.begin(free, [index for _, index in taken])
+        observation = episodes.observe()
+        rows = torch.as_tensor(np.flatnonzero(episodes.active), device=episodes.device)
+        seen = observation[rows]
+        if acts:
+            picks, log_prob = policy.act(seen)
+        else:
+            picks = policy(seen).long()
+            log_prob = torch.zeros(len(picks), device=picks.device)
+        if keep_steps:
+            steps.append((seen, picks, log_prob, torch.as_tensor(owner, device=episodes.device)[rows]))
+        unmask = torch.zeros_like(observation.masked).index_copy(0, rows, picks > 0)
+        for end in episodes.commit(unmask):
+            n = owner[end.row]
+            finished[n] = (episodes.problems[end.row], end, episodes.canvas.tokens[end.row])
+            ended += 1
+        if progress:
+            progress(ended)
+
+    device = episodes.device
+    ends = [end for _, end, _ in finished]
+    parts = list(zip(*steps, strict=True)) if keep_steps else None
+    return Rollout(
+        problems=[problem for problem, _, _ in finished],
+        completions=[end.info["completion"] for end in ends],
+        tokens=torch.stack([tokens for _, _, tokens in finished]),
+        score=torch.tensor([end.info["score"] for end in ends], device=device),
+        correct=torch.tensor([end.info["correct"] for end in ends], device=device),
+        nfe=torch.tensor([end.info["nfe"] for end in ends], device=device),
+        reward=torch.tensor([end.reward for end in ends], device=device),
+        observation=Observation.cat(parts[0]) if parts else None,
+        picks=torch.cat(parts[1]) if parts else None,
+        log_prob=torch.cat(parts[2]) if parts else None,
+        episode=torch.cat(parts[3]) if parts else None,
+    )
+
+
+@dataclass
+class Evaluation:
+    """A policy on a set of problems; arrays of one entry a problem."""
+
+    correct: np.ndarray
+    nfe: np.ndarray
+    reward: np.ndarray
+    score: np.ndarray
+    problem_ids: list[str]
+    completions: list[str]
+
+    def summary(self) -> dict[str, float | list[float]]:
+        """Means with 95 % bootstrap intervals over problems: ``accuracy``, ``nfe``, ``reward``, and ``*_interval``."""
+        values = {"accuracy": self.correct, "nfe": self.nfe, "reward": self.reward}
+        means = {name: float(np.mean(v)) for name, v in values.items()}
+        return means | {f"{name}_interval": list(bootstrap_interval(v)) for name, v in values.items()}
+
+
+def evaluate(
+    env, policy: Policy, problems: Sequence[int], *, seed: int = 0, progress: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Play each problem once, the policy called as at evaluation, and keep what a table needs."""
+    rollout = collect(env, policy, problems, seed=seed, explore=False, keep_steps=False, progress=progress)
+    return Evaluation(
+        correct=rollout.correct.cpu().numpy(),
+        nfe=rollout.nfe.cpu().numpy(),
+        reward=rollout.reward.cpu().numpy(),
+        score=rollout.score.cpu().numpy(),
+        problem_ids=[problem.id for problem in rollout.problems],
+        completions=rollout.completions,
+    )
+
+
+def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean, resampling problems. For a paired comparison, give the differences."""
+    values = np.asarray(values, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

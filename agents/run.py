@@ -1,0 +1,180 @@
+"""One run, one folder: config.json, metrics.jsonl, TensorBoard events, checkpoints, summary.json.
+
+Checkpoints hold what a trainer's state dict holds, nested dicts, lists, numbers and tensors: the tensors as
+safetensors, the rest as JSON; nothing is pickled. They are written under a temporary name and renamed, so that a
+killed run leaves whole checkpoints only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+KEPT = 2
+"""Newest checkpoints that a run keeps."""
+
+
+class Run:
+    """A run's folder, its log and its checkpoints; a context manager that turns SIGTERM and Ctrl-C into a last save.
+
+    Args:
+        algorithm: the subcommand that trains.
+        config: a dataclass instance. Its ``run_dir`` says where (None: ``runs/<algorithm>-<date>-<time>``), its
+            ``resume`` names the folder to continue.
+
+    Raises:
+        ValueError: ``resume`` names a run of another algorithm or config, or one without a readable checkpoint.
+        FileExistsError: ``run_dir`` holds a run already.
+    """
+
+    def __init__(self, algorithm: str, config: Any):
+        self.config = config
+        record = {"algorithm": algorithm} | _settings(config)
+        if config.resume:
+            self.folder = Path(config.resume)
+            stored = read_config(self.folder)
+            different = sorted(key for key in record.keys() | stored.keys() if record.get(key) != stored.get(key))
+            if different:
+                changes = ", ".join(f"{key}: {stored.get(key)!r} -> {record.get(key)!r}" for key in different)
+                raise ValueError(f"resume={config.resume!r}: the config differs from the run's own ({changes}).")
+        else:
+            self.folder = Path(config.run_dir or f"runs/{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+            if (self.folder / "config.json").exists():
+                raise FileExistsError(f"run_dir={str(self.folder)!r} holds a run already: resume it, or name another.")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        self.stop_requested = False
+        self._signal = signal.SIGTERM
+
+    def __enter__(self) -> Run:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(self.folder)
+        self._old_handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._writer.close()
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        if kind is None and self.stop_requested:
+            print(f"stopped; continue with --resume {self.folder}")
+            raise SystemExit(128 + self._signal)
+
+    def _request_stop(self, number, _frame) -> None:
+        self.stop_requested, self._signal = True, number
+
+    def log(self, step: int, metrics: dict[str, float], problems: Sequence[int] = ()) -> None:
+        """Write metrics to TensorBoard and metrics.jsonl.
+
+        Raises:
+            FloatingPointError: a metric is not finite; it is logged first, and the batch's problems are named.
+        """
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step} | metrics) + "\n")
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            indices = [int(i) for i in problems]
+            raise FloatingPointError(f"step {step}: {', '.join(broken)} not finite; problems {indices}.")
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write checkpoint ``step`` and drop the oldest."""
+        tensors: dict[str, torch.Tensor] = {}
+        skeleton = _pack(state, "", tensors)
+        temporary, final = self.folder / "checkpoint.tmp", self.folder / f"checkpoint-{step:06d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_file(tensors, temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step, "state": skeleton}))
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        for old in _checkpoints(self.folder)[:-KEPT]:
+            shutil.rmtree(old)
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and state of the newest checkpoint, None for a fresh run. Later lines of metrics.jsonl are dropped."""
+        if not self.config.resume:
+            return None
+        found = _checkpoints(self.folder)
+        if not found:
+            raise ValueError(f"resume={self.config.resume!r}: the run has no checkpoint.")
+        try:
+            content = json.loads((found[-1] / "state.json").read_text())
+            state = _unpack(content["state"], load_file(found[-1] / "state.safetensors"))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"resume={self.config.resume!r}: {found[-1].name} cannot be read ({error}). "
+                f"Remove it to continue from {found[-2].name if len(found) > 1 else 'nothing: start a new run'}."
+            ) from None
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            path.write_text("".join(line for line in whole if json.loads(line)["step"] <= content["step"]))
+        return content["step"], state
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def at_least_one(config: Any, *names: str) -> None:
+    """Raise ValueError where a field of the config is below 1; for the top of `train`, before there is a folder."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: must be 1 or more.")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """A run's config.json. Raises ValueError where there is none or it is not one."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text())
+        return config if "algorithm" in config else {}["algorithm"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{str(folder)!r}: not the folder of a run (config.json: {error!r}).") from None
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """A config as JSON gives it back, without where the run lies."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume")}
+    return json.loads(json.dumps(settings))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """``value`` as JSON, its tensors moved into ``tensors`` under their path."""
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    return value
+
+
+def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in content}
+    return [_unpack(item, tensors) for item in content]

@@ -1,0 +1,1 @@
+"""Denoisers: the frozen model that the environment decodes with."""

@@ -1,0 +1,107 @@
+"""What every denoiser is to the rest of the project. A denoiser knows nothing of tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from dllm_gym.types import Canvas, Prediction
+
+CHUNK = 1 << 24
+"""Logits (positions x vocabulary) that stand in float32 at any one time while predicting: 64 MiB."""
+
+
+class Denoiser(ABC):
+    """A masked diffusion language model, frozen while it decodes.
+
+    A subclass gives `logits`; `predict` then works. A model with an expensive head gives `encode` and `head` too, so
+    that the head runs only where something is masked.
+    """
+
+    tokenizer: object
+    """A transformers tokenizer."""
+    mask_token_id: int
+    eos_token_id: int
+    """The token that fills a canvas after its end."""
+    eos_token_ids: frozenset[int]
+    """Every token that ends a completion."""
+    vocab_size: int
+    """Width V of the logits."""
+    context_length: int
+    """Most tokens that prompt and completion may have together."""
+    device: torch.device
+    default_dataset: str = "hub"
+    """The problems that an environment takes unless it is told: "hub" or "embedded"."""
+
+    @abstractmethod
+    def logits(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Logits of the token AT each position, whatever the model's own convention.
+
+        Args:
+            tokens: ``[B, T]`` int64, mask tokens where unknown.
+            attention_mask: ``[B, T]`` bool, False at (left) padding; None: no padding.
+            positions: ``[B, S]`` int64, the columns asked for; None: all.
+
+        Returns:
+            ``[B, T, V]`` or ``[B, S, V]``.
+        """
+
+    def encode(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """What the head reads, ``[B, T, H]``."""
+        return self.logits(tokens, attention_mask)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits ``[N, V]`` of features ``[N, H]``."""
+        return features
+
+    @torch.inference_mode()
+    def predict(
+        self, canvas: Canvas, k: int = 1, temperature: float = 0.0, uniforms: Tensor | None = None
+    ) -> Prediction:
+        """One forward pass: token, confidence and entropy at every masked position (zeros elsewhere).
+
+        The mask token itself is never predicted: its logit is left out of the softmax. One chunked pass over the
+        vocabulary; no ``[B, L, V]`` tensor ever stands.
+
+        Args:
+            canvas: B rows of L positions.
+            k: probabilities per position.
+            temperature: 0 for the argmax, else tokens are drawn from softmax(logits / temperature).
+            uniforms: ``[B, L]`` float32 in [0, 1), needed when temperature > 0: one number a position, read off the
+                inverse distribution function, so that a row's draw does not depend on the rows beside it.
+        """
+        tokens = torch.cat([canvas.prompt, canvas.tokens], dim=1)
+        attention_mask = torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)
+        length = canvas.tokens.shape[1]
+        rows, columns = canvas.masked.nonzero(as_tuple=True)
+        features = self.encode(tokens, attention_mask)[:, -length:][rows, columns]
+
+        if temperature > 0:
+            uniforms = uniforms[rows, columns]
+        parts = []
+        size = max(1, CHUNK // self.vocab_size)
+        for start in range(0, max(len(features), 1), size):
+            logits = self.head(features[start : start + size]).float()
+            logits[:, self.mask_token_id] = -torch.inf
+            probability = logits.softmax(dim=-1)
+            top = probability.topk(k, dim=-1)
+            entropy = -torch.xlogy(probability, probability).sum(dim=-1)
+            token = top.indices[:, 0]
+            if temperature > 0:
+                cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1)
+                drawn = uniforms[start : start + size, None] * cumulative[:, -1:]
+                token = torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp(max=self.vocab_size - 1)
+            parts.append((token, probability.gather(1, token[:, None])[:, 0], top.values, entropy))
+
+        def scatter(values: Tensor) -> Tensor:
+            full = values.new_zeros((*canvas.masked.shape, *values.shape[1:]))
+            full[rows, columns] = values
+            return full
+
+        return Prediction(*(scatter(torch.cat(values)) for values in zip(*parts, strict=True)))
+
+    def __deepcopy__(self, memo) -> Denoiser:
+        """Gymnasium deep-copies specs and their keyword arguments; weights exist once."""
+        return self

@@ -1,0 +1,228 @@
+"""Rows of running episodes: what the single and the vector environment both are, and what our own trainers drive.
+
+`Episodes` holds the state (problems, canvases, generators); every change of a canvas goes through `dllm_gym.decoding`.
+One round is ``observe() -> commit(unmask)``; ``begin(rows)`` puts new problems into rows that are free.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dllm_gym import decoding
+from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.rewards import Reward, get_reward
+from dllm_gym.tasks import make_task
+from dllm_gym.tasks.base import Task
+from dllm_gym.types import Canvas, Observation, Problem
+
+
+@dataclass
+class Finished:
+    """The end of one episode."""
+
+    row: int
+    reward: float
+    info: dict[str, Any]
+    """``completion, score, correct, nfe, problem_id, step_limit``."""
+
+
+class Episodes:
+    """A fixed number of rows, each an episode of its own with its own generator.
+
+    The arguments are those of `dllm_gym.envs.unmasking.UnmaskingEnv`, which documents them.
+    """
+
+    def __init__(
+        self,
+        task: str | Task,
+        num_rows: int,
+        *,
+        denoiser: str | Denoiser = "embedded",
+        dataset: str | None = None,
+        split: str = "train",
+        gen_length: int | None = None,
+        block_length: int | None = None,
+        temperature: float = 0.0,
+        confidence_k: int = 1,
+        reward: str | Reward = "multiplicative",
+        alpha: float = 1.0,
+        empty_action: str = "best",
+        max_steps: int | None = None,
+        stop_at_eos: bool = True,
+        device: str = "auto",
+        dtype: str = "auto",
+    ):
+        self.denoiser = denoiser if isinstance(denoiser, Denoiser) else load_denoiser(denoiser, device, dtype)
+        self.device = self.denoiser.device
+        if isinstance(task, Task):
+            if dataset not in (None, task.dataset):
+                raise ValueError(f"dataset={dataset!r}: the Task given has its own, {task.dataset!r}.")
+        else:
+            task = make_task(task, dataset or self.denoiser.default_dataset, split)
+        self.task = task
+        self.num_rows = num_rows
+        self.gen_length = task.gen_length if gen_length is None else gen_length
+        self.block_length = self.gen_length if block_length is None else block_length
+        self.max_steps = self.gen_length if max_steps is None else max_steps
+        _require_at_least(1, num_rows=num_rows, gen_length=self.gen_length, max_steps=self.max_steps)
+        if self.block_length < 1 or self.gen_length % self.block_length:
+            divisors = [n for n in range(1, self.gen_length + 1) if self.gen_length % n == 0]
+            raise ValueError(
+                f"block_length={block_length}: must divide gen_length={self.gen_length}, one of {divisors}."
+            )
+        if not 1 <= confidence_k < self.denoiser.vocab_size:
+            raise ValueError(f"confidence_k={confidence_k}: must be 1 to {self.denoiser.vocab_size - 1}.")
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature}: must be 0 (argmax) or more.")
+        if empty_action not in ("best", "noop"):
+            raise ValueError(f"empty_action={empty_action!r}: must be 'best' or 'noop'.")
+        self.temperature = temperature
+        self.confidence_k = confidence_k
+        self.reward = get_reward(reward)
+        self.alpha = alpha
+        self.empty_action = empty_action
+        self.end_tokens = torch.tensor(sorted(self.denoiser.eos_token_ids), device=self.device)
+        self.stop_at_eos = stop_at_eos
+
+        self.problems: list[Problem | None] = [None] * num_rows
+        self.rngs: list[np.random.Generator | None] = [None] * num_rows
+        self.clear()
+        self.encode_prompt(self.task[0])
+
+    def clear(self) -> None:
+        """End all episodes, unfinished ones without a result."""
+        self.active = np.zeros(self.num_rows, dtype=bool)
+        self._prompts = [torch.zeros(0, dtype=torch.int64, device=self.device)] * self.num_rows
+        self.canvas = decoding.blank(self._prompts, self.gen_length, self.denoiser.mask_token_id)
+        self.canvas.masked[:] = False
+        self.observation = self._empty_observation()
+        self.probability = self.observation.entropy
+
+    def begin(self, rows: Sequence[int], problems: Sequence[int | None] | None = None) -> None:
+        """Put problems into rows: by index, or drawn by the row's generator where None."""
+        for i, row in enumerate(rows):
+            index = None if problems is None else problems[i]
+            index = int(self.rngs[row].integers(len(self.task))) if index is None else operator.index(index)
+            self.problems[row] = self.task[index]
+            self._prompts[row] = self.encode_prompt(self.problems[row])
+            self.active[row] = True
+        rows = torch.as_tensor(rows, device=self.device)
+        prompt, prompt_mask = decoding.pad_left(self._prompts)
+        self.canvas = Canvas(
+            prompt,
+            prompt_mask,
+            self.canvas.tokens.index_fill(0, rows, self.denoiser.mask_token_id),
+            self.canvas.masked.index_fill(0, rows, True),
+            self.canvas.steps.index_fill(0, rows, 0),
+        )
+
+    def observe(self, rows: np.ndarray | None = None) -> Observation:
+        """One denoiser forward for the running rows; the observation of all rows, zeros where none runs.
+
+        Args:
+            rows: ``[num_rows]`` bool, the rows to predict; None: all that run. The others keep their observation.
+        """
+        rows = self.active if rows is None else rows & self.active
+        if not rows.any():
+            return self.observation
+        whole = bool(rows.all())
+        index = slice(None) if whole else torch.as_tensor(np.flatnonzero(rows), device=self.device)
+        canvas = self.canvas[index]
+        uniforms = None
+        if self.temperature > 0:
+            drawn = [self.rngs[row].random(self.gen_length, dtype=np.float32) for row in np.flatnonzero(rows)]
+            uniforms = torch.as_tensor(np.stack(drawn), device=self.device)
+        prediction = self.denoiser.predict(canvas, self.confidence_k, self.temperature, uniforms)
+        seen = decoding.observe(canvas, prediction, self.block_length)
+        if whole:
+            self.observation, self.probability = seen, prediction.probability
+        else:
+            self.observation = self.observation.put(index, seen)
+            self.probability = self.probability.index_copy(0, index, prediction.probability)
+        return self.observation
+
+    def commit(self, unmask: Tensor) -> list[Finished]:
+        """Unmask a set ``[num_rows, L]`` bool in every running row, and end the episodes that are through."""
+        if self.empty_action == "best":
+            unmask = decoding.with_best(unmask, self.observation)
+        end_tokens = self.end_tokens if self.stop_at_eos else None
+        self.canvas = decoding.commit(self.canvas, self.observation, unmask, end_tokens, self.denoiser.eos_token_id)
+        done = ~self.canvas.masked.any(dim=1)
+        over = torch.stack([done, done | (self.canvas.steps >= self.max_steps)]).cpu().numpy()
+        rows = np.flatnonzero(over[1] & self.active)
+        return self._finish(rows, limited=~over[0]) if len(rows) else []
+
+    def encode_prompt(self, problem: Problem) -> Tensor:
+        """The prompt's tokens, 1-D int64, through the chat template where the tokenizer has one."""
+        tokenizer = self.denoiser.tokenizer
+        text = problem.prompt
+        if tokenizer.chat_template:
+            message = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        tokens = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens:
+            words = [word for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+            lacking = sorted({word for word in words if tokenizer.unk_token_id in tokenizer(word)["input_ids"]})
+            raise ValueError(
+                f"problem {problem.id!r}: the denoiser's tokenizer lacks {len(lacking)} of its words "
+                f"({', '.join(map(repr, lacking[:8]))}{', ...' if len(lacking) > 8 else ''}). "
+                f"The embedded denoiser reads embedded problems only: dataset='embedded'."
+            )
+        if len(tokens) + self.gen_length > self.denoiser.context_length:
+            raise ValueError(
+                f"problem {problem.id!r}: {len(tokens)} prompt tokens and gen_length={self.gen_length} exceed the "
+                f"denoiser's context of {self.denoiser.context_length} tokens."
+            )
+        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+
+    def _finish(self, rows: np.ndarray, limited: np.ndarray) -> list[Finished]:
+        index = torch.as_tensor(rows, device=self.device)
+        ended = self.canvas[index]
+        texts = decoding.completions(ended, self.end_tokens)
+        finished = []
+        for row, tokens, nfe in zip(rows.tolist(), texts, ended.steps.tolist(), strict=True):
+            problem, completion, verdict = self.problems[row], "", None
+            if not limited[row]:
+                completion = self.denoiser.tokenizer.decode(tokens, skip_special_tokens=True)
+                verdict = self.task.verify(problem, completion)
+            score = verdict.score if verdict else 0.0
+            info = {
+                "completion": completion,
+                "score": score,
+                "correct": bool(verdict and verdict.correct),
+                "nfe": nfe,
+                "problem_id": problem.id,
+                "step_limit": bool(limited[row]),
+            }
+            finished.append(Finished(row, float(self.reward(score, nfe, self.gen_length, self.alpha)), info))
+        self.active[rows] = False
+        self.observation = self.observation.put(index, self._empty_observation(ended))
+        self.probability = self.probability.index_fill(0, index, 0.0)
+        return finished
+
+    def _empty_observation(self, canvas: Canvas | None = None) -> Observation:
+        """What is seen of canvases that are not predicted: tokens and progress; nothing may be chosen any more."""
+        canvas = self.canvas if canvas is None else canvas
+        zeros = torch.zeros(canvas.tokens.shape, device=self.device)
+        return Observation(
+            confidence=zeros[..., None].expand(-1, -1, self.confidence_k).clone(),
+            entropy=zeros,
+            token=canvas.tokens,
+            masked=canvas.masked,
+            eligible=torch.zeros_like(canvas.masked),
+            progress=canvas.steps / self.gen_length,
+        )
+
+
+def _require_at_least(least: int, **arguments: int) -> None:
+    for name, value in arguments.items():
+        if value < least:
+            raise ValueError(f"{name}={value}: must be {least} or more.")

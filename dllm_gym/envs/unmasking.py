@@ -1,0 +1,165 @@
+"""The single environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from dllm_gym.envs.episodes import Episodes
+from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
+from dllm_gym.envs.trace import Trace
+from dllm_gym.tasks.base import Task
+
+
+class UnmaskingEnv(gym.Env):
+    """Decoding with a masked diffusion language model, as a Markov decision process.
+
+    ## Description
+
+    A masked diffusion language model (the *denoiser*, frozen) completes a prompt. The completion starts as L mask
+    tokens. At every step the denoiser predicts a token for each masked position, the agent chooses a SET of positions,
+    and the predicted tokens are written there. The episode ends when nothing is masked; then a verifier reads the
+    text, and the reward pays for a right answer in few steps. Unmask much at once and tokens that were predicted
+    independently contradict each other; unmask one at a time and it is slow. The problem is that of "learned unmasking
+    policies" (arXiv 2512.09106).
+
+    ## Action Space
+
+    `MultiBinary(L)`: 1 where a position shall be unmasked. Bits at positions that are not eligible are ignored.
+
+    ## Observation Space
+
+    A `Dict` of per-position signals and the time:
+
+    | key | space | meaning |
+    | --- | --- | --- |
+    | `confidence` | `Box(0, 1, (L, k), float32)` | the denoiser's k highest probabilities, 0 where already unmasked |
+    | `entropy` | `Box(0, log V, (L,), float32)` | entropy in nats, 0 where already unmasked; only if observed |
+    | `token` | `Box(0, V - 1, (L,), int64)` | the token that would be, or was, written; only if observed |
+    | `masked` | `MultiBinary(L)` | not yet unmasked |
+    | `eligible` | `MultiBinary(L)` | masked and inside the active block: the positions that count as action |
+    | `progress` | `Box(0, 1, (1,), float32)` | steps so far / L |
+
+    ## Rewards
+
+    0 until the end. Then, with r the verifier's score and NFE the number of denoiser forwards:
+    `r * ((L - min(NFE, L) + 1) / L) ** alpha` ("multiplicative"), or `r - alpha * NFE / L` ("additive").
+
+    ## Starting State
+
+    A problem drawn from the task by the environment's generator, or `reset(options={"problem": index})`. All of the
+    completion is masked.
+
+    ## Episode End
+
+    `terminated` when nothing is masked. Also after `max_steps` steps, with score 0 and `info["step_limit"]`: the limit
+    is part of this process; a truncation would make an agent bootstrap a value there, and so pay for stalling.
+    `truncated` is never set.
+
+    ## Information
+
+    Every step: `unmasked` (`[L]` bool, the positions written, those filled after the end of the text among them),
+    `tokens` (`[L]` int64, the canvas), `probability` (`[L]` float32, the denoiser's probability of the token it would
+    write; differs from the confidence when temperature > 0). `reset` gives `problem_id`, `prompt` and `dataset`.
+    At the end: `completion` (text), `score`, `correct`, `nfe`, `problem_id`, `step_limit`.
+
+    ## Arguments
+
+    | argument | default | meaning |
+    | --- | --- | --- |
+    | `task` | set by the id | "gsm8k", "countdown", "sudoku", or a `Task` |
+    | `denoiser` | "embedded" | "embedded", "embedded-early", a local folder, or a `Denoiser` object (shared) |
+    | `dataset` | None | "embedded" or "hub" (None: as suits the denoiser), a hub id, a local .jsonl, .csv or .parquet |
+    | `split` | "train" | "train" or "test", disjoint |
+    | `gen_length` | the task's | L, tokens of a completion |
+    | `block_length` | None | blocks are decoded left to right; None = L: full diffusion; else a divisor of L |
+    | `temperature` | 0.0 | of the token choice: 0 is the argmax |
+    | `confidence_k` | 1 | probabilities per position |
+    | `reward` | "multiplicative" | or "additive", or a callable `(score, nfe, L, alpha) -> float` |
+    | `alpha` | 1.0 | weight of the cost of steps |
+    | `empty_action` | "best" | an empty set unmasks the most confident eligible position; "noop" loses a step |
+    | `max_steps` | L | then the episode ends with score 0 |
+    | `observe` | ("confidence",) | per-position signals in the observation: "confidence", "entropy", "token" |
+    | `stop_at_eos` | True | masked positions after a decoded end of text, all before it decoded, are filled for free |
+    | `render_mode` | None | "ansi", "rgb_array" or "human" (prints ansi) |
+    | `device`, `dtype` | "auto" | CUDA in bfloat16 where there is one, else CPU in float32 |
+
+    Raises:
+        ValueError: an argument out of range, named with its value and what is allowed; an action of a wrong shape or
+            dtype; a problem that the denoiser cannot read or that does not fit into its context.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": 2}
+
+    def __init__(
+        self,
+        task: str | Task,
+        *,
+        observe: tuple[str, ...] = ("confidence",),
+        render_mode: str | None = None,
+        **settings: Any,
+    ):
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode={render_mode!r}: must be None or one of {self.metadata['render_modes']}.")
+        self.episodes = Episodes(task, 1, **settings)
+        self.observe = tuple(observe)
+        self.render_mode = render_mode
+        self.observation_space = observation_space(self.episodes, self.observe)
+        self.action_space = spaces.MultiBinary(self.episodes.gen_length)
+        self.trace = Trace(self.episodes) if render_mode else None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self.episodes.rngs[0] = self.np_random
+        self.episodes.begin([0], [(options or {}).get("problem")])
+        observation = self.episodes.observe()
+        if self.trace:
+            self.trace.begin([0])
+        if self.render_mode == "human":
+            self.render()
+        problem = self.episodes.problems[0]
+        info = {"problem_id": problem.id, "prompt": problem.prompt, "dataset": self.episodes.task.dataset}
+        return self._numpy(observation), info | self._step_info(np.zeros(self.episodes.gen_length, dtype=bool))
+
+    def step(self, action):
+        if not self.episodes.active[0]:
+            raise gym.error.ResetNeeded("step() after the end of an episode: call reset() first.")
+        unmask = action_to_unmask(action, (self.episodes.gen_length,), self.episodes.device)
+        masked = self.episodes.canvas.masked
+        finished = self.episodes.commit(unmask[None])
+        unmasked = (masked & ~self.episodes.canvas.masked)[0].cpu().numpy()
+        if self.trace:
+            self.trace.step(finished)
+        observation = self._numpy(self.episodes.observe())
+        info = self._step_info(unmasked)
+        reward = 0.0
+        if finished:
+            reward, info = finished[0].reward, info | finished[0].info
+        if self.render_mode == "human":
+            self.render()
+        return observation, reward, bool(finished), False, info
+
+    def render(self):
+        if self.render_mode is None:
+            gym.logger.warn('render() without a render_mode: make the environment with render_mode="rgb_array".')
+            return None
+        from dllm_gym import rendering
+
+        frame = self.trace.frame(0)
+        if self.render_mode == "rgb_array":
+            return rendering.rgb_array(frame)
+        text = rendering.ansi(frame)
+        return print(text) if self.render_mode == "human" else text
+
+    def _numpy(self, observation) -> dict[str, np.ndarray]:
+        return {k: v[0].cpu().numpy().copy() for k, v in observation_dict(observation, self.observe).items()}
+
+    def _step_info(self, unmasked: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            "unmasked": unmasked,
+            "tokens": self.episodes.canvas.tokens[0].cpu().numpy().copy(),
+            "probability": self.episodes.probability[0].cpu().numpy().copy(),
+        }

@@ -1,0 +1,23 @@
+"""Tasks: problems and their verifiers."""
+
+from __future__ import annotations
+
+from dllm_gym.tasks.base import Task
+from dllm_gym.tasks.countdown import Countdown
+from dllm_gym.tasks.gsm8k import GSM8K
+from dllm_gym.tasks.sudoku import Sudoku
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (GSM8K, Countdown, Sudoku)}
+
+
+def make_task(name: str, dataset: str | None = None, split: str = "train") -> Task:
+    """A task by name; see `dllm_gym.tasks.base.Task` for ``dataset`` and ``split``.
+
+    Raises:
+        ValueError: an unknown name or split, or a data file with a broken line.
+        FileNotFoundError: a local file that is not there.
+        RuntimeError: a hub data set that cannot be reached.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task={name!r}: must be one of {sorted(TASKS)}.")
+    return TASKS[name](dataset, split)

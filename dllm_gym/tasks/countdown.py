@@ -1,0 +1,83 @@
+"""Countdown: reach a target with +, -, * and / from given numbers, each used exactly once.
+
+Embedded problems have three numbers. Their completions are chains of equations, each operand a given number or an
+earlier result, and one problem has many of them. Real completions are expressions; the verifier reads both.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from dllm_gym.tasks.base import Task
+from dllm_gym.types import Problem, Verdict
+from dllm_gym.verify.arithmetic import verify_countdown
+
+LARGEST_NUMBER = 15
+LARGEST_TARGET = 60
+LARGEST_RESULT = 99
+"""No intermediate result of an embedded problem is larger."""
+
+
+class Countdown(Task):
+    """``Problem.answer``: ``(numbers, target)``, a tuple of int and an int."""
+
+    name = "countdown"
+    gen_length = 12
+    hub_id = "Jiayi-Pan/Countdown-Tasks-3to4"
+    hub_splits = {"train": "train[1000:]", "test": "train[:1000]"}
+    columns = "`nums` and `target`, or `input` (comma-separated numbers) and `output` (the target)"
+
+    def generate(self, rng: np.random.Generator) -> tuple[str, tuple, tuple]:
+        while True:
+            numbers = tuple(rng.integers(1, LARGEST_NUMBER + 1, size=3).tolist())
+            targets = sorted({target for *_, target in _chains(numbers) if 1 <= target <= LARGEST_TARGET})
+            if targets:
+                target = targets[rng.integers(len(targets))]
+                prompt = f"make {target} from {' '.join(map(str, numbers))} :"
+                return prompt, (numbers, target), (sorted(numbers), target)
+
+    def demonstrate(self, content: tuple, rng: np.random.Generator) -> str:
+        numbers, target = content
+        chains = [(first, second) for first, second, result in _chains(numbers) if result == target]
+        return " , ".join(chains[rng.integers(len(chains))])
+
+    def read_row(self, row: dict) -> tuple[str, tuple]:
+        if "nums" in row:
+            numbers, target = row["nums"], row["target"]
+            numbers = json.loads(numbers) if isinstance(numbers, str) else numbers
+        else:
+            numbers, target = row["input"].split(","), row["output"]
+        numbers, target = tuple(int(n) for n in numbers), int(target)
+        prompt = (
+            f"Write an arithmetic expression that equals {target}. "
+            f"Use each of the numbers {list(numbers)} exactly once, with +, -, * and / and parentheses. "
+            f"End with the expression alone inside <answer> </answer>."
+        )
+        return prompt, (numbers, target)
+
+    def verify(self, problem: Problem, completion: str) -> Verdict:
+        return verify_countdown(completion, *problem.answer)
+
+
+def _chains(numbers) -> list[tuple[str, str, int]]:
+    """Every right chain over three numbers: its two equations as text, and the result."""
+    chains = []
+    for i in range(3):
+        for j in range(3):
+            if i == j:
+                continue
+            last = numbers[3 - i - j]
+            for first, middle in _equations(numbers[i], numbers[j]):
+                for left, right in ((middle, last), (last, middle)):
+                    chains += [(first, second, result) for second, result in _equations(left, right)]
+    return chains
+
+
+def _equations(left: int, right: int) -> list[tuple[str, int]]:
+    """The equations ``left o right = result`` with a whole result in 1..LARGEST_RESULT."""
+    results = {"+": left + right, "-": left - right, "*": left * right}
+    if left % right == 0:
+        results["/"] = left // right
+    return [(f"{left} {o} {right} = {r}", r) for o, r in results.items() if 1 <= r <= LARGEST_RESULT]

@@ -1,0 +1,158 @@
+"""The types that cross the project's borders. Batch first: B rows, L completion positions, k top probabilities.
+
+Arrays are torch tensors inside the project; the environments turn them into NumPy where a user asks for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of a task."""
+
+    id: str
+    """Unique within task and dataset, for example ``gsm8k/embedded/test/17``."""
+    prompt: str
+    """What the denoiser is shown, before any chat template."""
+    answer: Any
+    """What the verifier needs to judge a completion; its form belongs to the task."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one completion."""
+
+    correct: bool
+    """Exact correctness: what evaluation reports."""
+    score: float
+    """In [0, 1], possibly with partial credit: what training may use."""
+    answer: str | None
+    """The answer that was read from the completion, None where there was none."""
+
+
+@dataclass
+class Canvas:
+    """Completions in the making, beside their prompts."""
+
+    prompt: Tensor
+    """``[B, P]`` int64, left-padded with any token."""
+    prompt_mask: Tensor
+    """``[B, P]`` bool: True for real prompt tokens, False for padding."""
+    tokens: Tensor
+    """``[B, L]`` int64: the mask token where ``masked``."""
+    masked: Tensor
+    """``[B, L]`` bool: not yet unmasked."""
+    steps: Tensor
+    """``[B]`` int64: steps taken, which is the number of denoiser forwards that the row has used (NFE)."""
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, rows) -> Canvas:
+        """The canvas of some rows: a slice, an index tensor or a boolean mask."""
+        return _take(self, rows)
+
+
+@dataclass
+class Prediction:
+    """What the denoiser says of every completion position of a canvas, given all that is unmasked."""
+
+    token: Tensor
+    """``[B, L]`` int64: the token that would be written (argmax, or drawn at a temperature)."""
+    probability: Tensor
+    """``[B, L]`` float32: untempered probability of ``token``."""
+    confidence: Tensor
+    """``[B, L, k]`` float32: the k highest probabilities, descending."""
+    entropy: Tensor
+    """``[B, L]`` float32: entropy in nats."""
+
+
+@dataclass
+class Observation:
+    """What a sampler sees before it chooses the positions to unmask."""
+
+    confidence: Tensor
+    """``[B, L, k]`` float32: top-k probabilities, 0 where already unmasked."""
+    entropy: Tensor
+    """``[B, L]`` float32: entropy in nats, 0 where already unmasked."""
+    token: Tensor
+    """``[B, L]`` int64: the token that would be written; the written token where already unmasked."""
+    masked: Tensor
+    """``[B, L]`` bool: not yet unmasked."""
+    eligible: Tensor
+    """``[B, L]`` bool: masked and inside the active block; the positions that may be chosen."""
+    progress: Tensor
+    """``[B]`` float32: steps taken so far / L."""
+
+    def __len__(self) -> int:
+        return self.masked.shape[0]
+
+    def __getitem__(self, rows) -> Observation:
+        """The observation of some rows: a slice, an index tensor or a boolean mask."""
+        return _take(self, rows)
+
+    def put(self, rows: Tensor, seen: Observation) -> Observation:
+        """A new observation in which some rows are those of ``seen``."""
+        pairs = ((getattr(self, f.name), getattr(seen, f.name)) for f in dataclasses.fields(self))
+        return Observation(*(mine.index_copy(0, rows, theirs) for mine, theirs in pairs))
+
+    @staticmethod
+    def cat(parts: list[Observation]) -> Observation:
+        """Rows of several observations, one after the other."""
+        return Observation(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Observation)))
+
+
+@dataclass
+class Rollout:
+    """Finished episodes, E of them, and their N steps in the order in which they were taken."""
+
+    problems: list[Problem]
+    """``[E]``."""
+    completions: list[str]
+    """``[E]``: the text, "" where the step limit ended the episode."""
+    tokens: Tensor
+    """``[E, L]`` int64: the final canvas."""
+    score: Tensor
+    """``[E]`` float32: the verifier's score."""
+    correct: Tensor
+    """``[E]`` bool: exactly right."""
+    nfe: Tensor
+    """``[E]`` int64: denoiser forwards."""
+    reward: Tensor
+    """``[E]`` float32."""
+    observation: Observation | None
+    """N rows: what the policy saw at each step; None where steps were not kept."""
+    picks: Tensor | None
+    """``[N, L]`` int64: what it sampled, see `dllm_gym.agents.distributions`."""
+    log_prob: Tensor | None
+    """``[N]`` float32: log-probability of ``picks``; 0 for a policy that does not tell."""
+    episode: Tensor | None
+    """``[N]`` int64 in 0..E-1: the episode that a step belongs to."""
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @staticmethod
+    def cat(parts: list[Rollout]) -> Rollout:
+        """The episodes of several rollouts with kept steps, one after the other."""
+        offsets = torch.tensor([0, *(len(part) for part in parts)]).cumsum(dim=0).tolist()
+        tensors = ("tokens", "score", "correct", "nfe", "reward", "picks", "log_prob")
+        return Rollout(
+            problems=[problem for part in parts for problem in part.problems],
+            completions=[text for part in parts for text in part.completions],
+            observation=Observation.cat([part.observation for part in parts]),
+            episode=torch.cat([part.episode + offset for part, offset in zip(parts, offsets, strict=False)]),
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},
+        )
+
+
+def _take(batch, rows):
+    """The same batch type with only some rows."""
+    return dataclasses.replace(batch, **{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(batch)})

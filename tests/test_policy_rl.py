@@ -1,0 +1,593 @@
+"""Trainers of the sampler: losses, the policy network, resuming, and that they learn."""
+
+import functools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scripted import A, B, ScriptedDenoiser, ScriptedTask
+
+from dllm_gym.agents import collect, load_policy, sft
+from dllm_gym.agents.config import EnvConfig, make_policy_network
+from dllm_gym.agents.distributions import Bernoulli
+from dllm_gym.agents.heuristics import Threshold
+from dllm_gym.agents.policy import Critic, PolicyConfig, UnmaskingPolicy
+from dllm_gym.agents.policy_rl import grpo, ppo, sb3_ppo
+from dllm_gym.agents.policy_rl.grpo import GRPOConfig, group_advantages, grpo_loss, steer, update
+from dllm_gym.agents.policy_rl.ppo import PPOConfig, episode_advantages, ppo_loss
+from dllm_gym.agents.policy_rl.sb3_ppo import EligibleBernoulli, SB3PPOConfig, UnmaskingActorCriticPolicy
+from dllm_gym.agents.report import ReportConfig
+from dllm_gym.agents.run import Run
+from dllm_gym.agents.sft import SFTConfig
+from dllm_gym.envs.sb3 import SB3VecEnv
+from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.types import Observation, Rollout, Verdict
+
+ROOT = Path(__file__).parents[1]
+TINY = PolicyConfig(hidden_dim=16, mlp_dim=32)
+
+
+def tensor(*values: float, **settings) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, **settings)
+
+
+def see(rows: int = 5, length: int = 8, k: int = 1, seed: int = 0) -> Observation:
+    """A random observation whose first row has nothing eligible."""
+    generator = torch.Generator().manual_seed(seed)
+    eligible = torch.rand(rows, length, generator=generator) < 0.7
+    eligible[0] = False
+    eligible[1:, 0] = True
+    confidence = torch.rand(rows, length, k, generator=generator).sort(dim=-1, descending=True).values
+    zeros = torch.zeros(rows, length)
+    progress = torch.rand(rows, generator=generator)
+    return Observation(confidence, zeros, zeros.long(), eligible.clone(), eligible, progress)
+
+
+def tiny_policy(seed: int = 0, **changes) -> UnmaskingPolicy:
+    return make_policy_network(replace(TINY, **changes), seed, torch.device("cpu")).seed(seed)
+
+
+# Advantages
+
+
+def test_group_advantages():
+    reward = torch.tensor([[1.0, 0.0, 0.5, 0.5], [0.3, 0.3, 0.3, 0.3]])
+    advantage = group_advantages(reward)
+    torch.testing.assert_close(advantage, torch.tensor([[0.5, -0.5, 0.0, 0.0], [0.0] * 4]))
+    torch.testing.assert_close(group_advantages(reward + 3), advantage)
+    scaled = group_advantages(reward, divide_by_std=True)
+    torch.testing.assert_close(scaled[0].std(), torch.tensor(1.0), atol=1e-4, rtol=0)
+    assert (scaled[1].abs() < 1e-3).all()
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
+def test_episode_advantages_against_a_loop(gae_lambda):
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3, 1, 5, 2]
+    order = torch.randperm(sum(lengths), generator=generator)  # steps of the episodes in any order
+    episode = torch.cat([torch.full((n,), e) for e, n in enumerate(lengths)])[order]
+    step = torch.cat([torch.arange(n) for n in lengths])[order]
+    values, reward = torch.randn(len(order), generator=generator), torch.randn(4, generator=generator)
+    advantage, target = episode_advantages(values, episode, step, reward, gae_lambda)
+    for e, length in enumerate(lengths):
+        rows = [int(((episode == e) & (step == t)).nonzero()) for t in range(length)]
+        follows = 0.0
+        for t in reversed(range(length)):
+            ahead = values[rows[t + 1]] if t + 1 < length else reward[e]
+            follows = float(ahead - values[rows[t]]) + gae_lambda * follows
+            assert advantage[rows[t]].item() == pytest.approx(follows, abs=1e-5)
+    torch.testing.assert_close(target, advantage + values)
+    if gae_lambda == 1:
+        torch.testing.assert_close(target, reward[episode])
+
+
+# Losses
+
+
+@pytest.mark.parametrize(("group", "experts"), [(8, 3), (4, 1), (5, 0)])
+def test_steer(group, experts):
+    probability = tensor(0.9, 0.9, 1e-6, 1e-300)
+    expert = torch.tensor([True, False, True, True]) & (experts > 0)
+    mixture = steer(probability.log(), expert, group, experts)
+    total = group + experts
+    for value, p, acted in zip(mixture.tolist(), probability.tolist(), expert.tolist(), strict=True):
+        assert value == pytest.approx(math.log(group / total * p + 1 / total) if acted else math.log(p))
+
+
+def test_grpo_loss_by_hand():
+    ratio = tensor(1.2, 2.0, 2.0, 0.25, 0.25)
+    advantage, weight = tensor(1, 1, -1, 2, -2), tensor(0.1, 0.2, 0.3, 0.15, 0.25)
+    loss, metrics = grpo_loss(ratio.log() - 0.3, tensor(*[-0.3] * 5), advantage, weight, clip=0.5)
+    # The worse of both: 1.2, min(2, 1.5), min(-2, -1.5), min(0.5, 1), min(-0.5, -1)
+    assert loss.item() == pytest.approx(-(0.1 * 1.2 + 0.2 * 1.5 - 0.3 * 2 + 0.15 * 0.5 - 0.25 * 1))
+    assert metrics["clip_fraction"].item() == pytest.approx(0.9)
+
+
+def test_ppo_loss_by_hand():
+    ratio, advantage = tensor(1.1, 1.5, 1.5, 0.5), tensor(1, 1, -1, -1)
+    value, target = tensor(0, 1, 0, 0), tensor(0, 0, 2, 0)
+    loss, metrics = ppo_loss(ratio.log() - 2, tensor(*[-2] * 4), advantage, value, target, clip=0.2, value_weight=0.5)
+    policy_loss, value_loss = -(1.1 + 1.2 - 1.5 - 0.8) / 4, 5 / 4
+    assert loss.item() == pytest.approx(policy_loss + 0.5 * value_loss)
+    assert metrics["policy_loss"].item() == pytest.approx(policy_loss)
+    assert metrics["value_loss"].item() == pytest.approx(value_loss)
+    assert metrics["clip_fraction"].item() == pytest.approx(0.75)
+    kl = sum(r - 1 - math.log(r) for r in (1.1, 1.5, 1.5, 0.5)) / 4
+    assert metrics["approximate_kl"].item() == pytest.approx(kl)
+
+
+RATIOS, SIGNS = (0.3, 0.9, 1.0, 1.1, 1.9), (1.0, -1.0)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_loss_gradients(algorithm):
+    """Finite differences; none where the ratio is clipped, else of the sign that raises what was good."""
+    old, number = tensor(*[-1.0] * 10), 10
+    advantage = tensor(*(sign for sign in SIGNS for _ in RATIOS))
+    log_prob = (tensor(*(RATIOS * 2)).log() - 1).requires_grad_()
+    value, target = torch.linspace(0, 1, number).double().requires_grad_(), tensor(*range(number))
+
+    def loss(log_prob, value):
+        if algorithm == "grpo":
+            return grpo_loss(log_prob, old, advantage, torch.linspace(0.1, 1, number).double(), 0.5)[0]
+        return ppo_loss(log_prob, old, advantage, value, target, 0.5, 0.7)[0]
+
+    assert torch.autograd.gradcheck(loss, (log_prob, value))
+    loss(log_prob, value).backward()
+    clipped = [ratio > 1.5 if sign > 0 else ratio < 0.5 for sign in SIGNS for ratio in RATIOS]
+    expected = torch.where(torch.tensor(clipped), 0.0, -advantage)
+    assert torch.equal(log_prob.grad.sign(), expected.sign())
+    if algorithm == "ppo":
+        assert torch.equal(value.grad.sign(), (value - target).detach().sign())
+
+
+# One update
+
+
+@pytest.fixture
+def rollout(scripted, task) -> Rollout:
+    """Six episodes of a tiny policy, then three of a threshold."""
+    env = UnmaskingVectorEnv(task, 4, denoiser=scripted, empty_action="noop")
+    parts = [collect(env, tiny_policy(), [0, 1, 2] * 2), collect(env, Threshold(0.65), [0, 1, 2])]
+    return Rollout.cat(parts)
+
+
+def log_prob_of(policy: UnmaskingPolicy, rollout: Rollout) -> torch.Tensor:
+    seen = rollout.observation
+    return policy.distribution.log_prob(policy.logits(seen), seen.eligible, rollout.picks).detach()
+
+
+def update_of(rollout: Rollout, advantage: torch.Tensor, **changes) -> tuple[UnmaskingPolicy, dict[str, float]]:
+    """A fresh tiny policy after one plain gradient step, and the metrics."""
+    policy = tiny_policy()
+    config = GRPOConfig(**{"group": 2, "experts": (0.65,), "inner_iterations": 1, "max_grad_norm": 1e9} | changes)
+    expert = torch.arange(len(rollout)) >= 6
+    return policy, update(policy, torch.optim.SGD(policy.parameters(), lr=0.02), rollout, advantage, expert, config)
+
+
+def test_update_adds_up_over_microbatches(rollout):
+    advantage = torch.linspace(-1, 1, len(rollout))
+    settings = {"entropy_bonus": 0.1}
+    (whole, metrics), (split, same) = (update_of(rollout, advantage, microbatch=n, **settings) for n in (4096, 7))
+    assert len(rollout.episode) > 14
+    for one, other in zip(whole.parameters(), split.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-7, rtol=1e-4)
+    assert same == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+def test_update_starts_at_ratio_one_and_weighs_episodes_alike(rollout):
+    _, metrics = update_of(rollout, torch.linspace(-1, 2, len(rollout)))
+    assert metrics["clip_fraction"] == 0 and metrics["loss"] == pytest.approx(-0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_update_raises_what_was_good(rollout, sign):
+    before = log_prob_of(tiny_policy(), rollout)
+    rose = log_prob_of(update_of(rollout, torch.full((len(rollout),), float(sign)))[0], rollout) - before
+    assert sign * rose.mean() > 1e-4
+
+
+def test_entropy_bonus_raises_the_entropy(rollout):
+    policies = [update_of(rollout, torch.zeros(len(rollout)), entropy_bonus=bonus)[0] for bonus in (0.0, 0.5)]
+    seen = rollout.observation
+    low, high = (p.distribution.entropy(p.logits(seen), seen.eligible, rollout.picks).sum() for p in policies)
+    assert high > low + 1e-4
+
+
+# The policy network
+
+
+def test_parameter_count_and_start():
+    policy = make_policy_network(PolicyConfig(), 0, torch.device("cpu"))
+    assert 250_000 < sum(p.numel() for p in policy.parameters()) < 400_000
+    assert policy.logits(see(64)).sigmoid().mean().item() == pytest.approx(1 / (1 + math.exp(2)), abs=0.03)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    one, same, other = (tiny_policy(seed).logits(see()) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one, same) and not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("network", [UnmaskingPolicy, Critic])
+def test_a_row_alone_equals_the_row_in_a_batch(network):
+    torch.manual_seed(0)
+    network, seen = network(PolicyConfig(confidence_k=2)), see(k=3)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    function = network.logits if isinstance(network, UnmaskingPolicy) else network
+    whole = function(seen)
+    assert whole[1:].std(dim=0).min() > 1e-3, "rows differ"
+    for row in range(len(seen)):
+        torch.testing.assert_close(function(seen[row : row + 1])[0], whole[row], atol=1e-5, rtol=1e-5)
+
+
+def test_temperature_divides_the_logits():
+    torch.testing.assert_close(tiny_policy(temperature=0.5).logits(see()), 2 * tiny_policy().logits(see()))
+
+
+def test_too_few_confidences():
+    with pytest.raises(ValueError, match=r"reads 2 .* shows 1.*confidence_k=2"):
+        tiny_policy(confidence_k=2).logits(see())
+
+
+@pytest.mark.parametrize("changes", [{"distribution": "gauss"}, {"temperature": 0.0}])
+def test_bad_policy_config(changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        tiny_policy(**changes)
+
+
+def test_an_empty_draw_is_forced_when_called_and_kept_in_act():
+    """The forced position has the best logit, not the best confidence, and is eligible."""
+    policy, seen = tiny_policy(), see()
+    eligible = torch.zeros_like(seen.eligible)
+    eligible[1:, 2:5] = True
+    seen = replace(seen, eligible=eligible, confidence=torch.linspace(0.1, 0.9, 8).expand(5, 8)[..., None])
+    policy.logits = lambda _: -60 + torch.tensor([9.0, 8, 1, 3, 2, 0, 0, 0]).expand(5, -1)
+    picks, log_prob = policy.act(seen)
+    assert not picks.any() and log_prob.abs().max() < 1e-6
+    expected = torch.zeros(5, 8, dtype=torch.bool)
+    expected[1:, 3] = True
+    assert torch.equal(policy(seen), expected)
+    policy.deterministic = True
+    assert torch.equal(policy(seen), expected)
+    policy.logits = lambda _: torch.tensor([9.0, 8, 1, -3, 2, 0, 0, 5]).expand(5, -1)
+    expected[1:] = torch.tensor([False, False, True, False, True, False, False, False])
+    assert torch.equal(policy(seen), expected)
+
+
+@pytest.mark.parametrize("distribution", ["bernoulli", "dpls"])
+def test_act_tells_the_log_probability_of_what_it_drew(distribution):
+    policy, seen = tiny_policy(distribution=distribution), see(200)
+    picks, log_prob = policy.act(seen)
+    torch.testing.assert_close(log_prob, policy.distribution.log_prob(policy.logits(seen), seen.eligible, picks))
+    again = policy.seed(0).act(seen)[0]
+    assert torch.equal(picks, again) and not torch.equal(picks, policy.act(seen)[0])
+
+
+@pytest.mark.parametrize("inside_a_run", [False, True])
+def test_save_and_load(inside_a_run, tmp_path):
+    policy = tiny_policy(distribution="dpls", temperature=0.5)
+    policy.save(tmp_path / "policy" if inside_a_run else tmp_path, trained_in={"id": "x"})
+    loaded = load_policy(tmp_path)
+    assert loaded.config == policy.config and torch.equal(loaded.logits(see()), policy.logits(see()))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(path: Path, **changes) -> None:
+    config = json.loads(path.read_text())
+    config["policy"] |= changes
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "policy.safetensors").unlink(),
+        lambda folder: truncate(folder / "config.json"),
+        lambda folder: truncate(folder / "policy.safetensors"),
+        lambda folder: edit(folder / "config.json", hidden_dim=32),
+        lambda folder: edit(folder / "config.json", colour="red"),
+        lambda folder: edit(folder / "config.json", distribution="gauss"),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: folder.rename(folder.with_name("elsewhere")),
+    ],
+)
+def test_a_damaged_policy_folder_is_one_clear_line(damage, tmp_path):
+    folder = tiny_policy().save(tmp_path / "trained")
+    damage(folder)
+    with pytest.raises(ValueError) as caught:
+        load_policy(folder)
+    message = str(caught.value)
+    assert repr(str(folder)) in message and "policy.safetensors" in message and "\n" not in message
+
+
+# Stable-Baselines3
+
+
+def test_eligible_bernoulli_is_ours():
+    seen = see(200)
+    logits = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    theirs = EligibleBernoulli(8).proba_distribution(logits, seen.eligible)
+    torch.manual_seed(0)
+    actions = theirs.sample()
+    assert not actions[~seen.eligible].any() and actions.any()
+    torch.testing.assert_close(theirs.log_prob(actions), Bernoulli().log_prob(logits, seen.eligible, actions.long()))
+    # Bits outside the eligible positions, as a user's own action may have, count for nothing.
+    flipped = torch.where(seen.eligible, actions, 1.0)
+    torch.testing.assert_close(theirs.log_prob(flipped), theirs.log_prob(actions))
+    torch.testing.assert_close(theirs.entropy(), Bernoulli().entropy(logits, seen.eligible, actions.long()))
+    assert torch.equal(theirs.mode(), ((logits > 0) & seen.eligible).float())
+
+
+def test_sb3_policy_evaluates_what_it_did(scripted, task):
+    env = SB3VecEnv(UnmaskingVectorEnv(task, 3, denoiser=scripted))
+    policy = UnmaskingActorCriticPolicy(env.observation_space, env.action_space, lambda _: 1e-3, config=TINY)
+    shown, _ = policy.obs_to_tensor(env.reset())
+    actions, values, log_prob = policy(shown)
+    again = policy.evaluate_actions(shown, actions)
+    torch.testing.assert_close(again[0], values)
+    torch.testing.assert_close(again[1], log_prob)
+    assert again[2].shape == (3,) and (again[2] > 0).all()
+
+
+def test_sb3_refuses_an_ordered_distribution(tmp_path):
+    config = SB3PPOConfig(policy=replace(TINY, distribution="dpls"), run_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"distribution='dpls'.*bernoulli.*grpo"):
+        sb3_ppo.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+# Runs and resuming
+
+COUNTDOWN = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=6)
+SHARED = {"env": COUNTDOWN, "policy": TINY, "report": ReportConfig(enabled=False), "threads": 1, "checkpoint_every": 2}
+RUNS = {
+    "grpo": (grpo, GRPOConfig(**SHARED, iterations=4, problems=2, group=3, experts=(0.5,), warmup=1)),
+    "ppo": (ppo, PPOConfig(**SHARED, iterations=4, episodes=5, epochs=2, minibatches=2, warmup=1)),
+    "sb3-ppo": (
+        sb3_ppo,
+        SB3PPOConfig(**SHARED | {"checkpoint_every": 1}, timesteps=96, steps=4, batch_size=12, epochs=1),
+    ),
+    "sft": (
+        sft,
+        SFTConfig(
+            {"countdown": 2}, steps=4, hidden_size=16, num_layers=1, num_heads=2, log_every=1, checkpoint_every=2
+        ),
+    ),
+}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """Train into ``tmp_path / name``: ``play("grpo", "run", kill_at=3)`` dies after line 3 of the log."""
+    monkeypatch.setattr(sft, "build_tokenizer", functools.partial(sft.build_tokenizer, samples=200))
+    log = Run.log
+
+    def play(algorithm: str, name: str, kill_at: int | None = None, resume: bool = False, **changes) -> Path:
+        module, config = RUNS[algorithm]
+        lines = []
+
+        def log_and_die(run, step, metrics, *rest):
+            log(run, step, metrics, *rest)
+            lines.append(step)
+            if len(lines) == kill_at:
+                raise Killed
+
+        monkeypatch.setattr(Run, "log", log_and_die)
+        folder = tmp_path / name
+        where = {"resume": str(folder)} if resume else {"run_dir": str(folder)}
+        try:
+            assert module.train(replace(config, **where, **changes)) == folder
+        except Killed:
+            assert kill_at
+        return folder
+
+    return play
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "examples_per_second")} for row in rows]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "weights"),
+    [
+        ("grpo", "policy/policy.safetensors"),
+        ("ppo", "policy/policy.safetensors"),
+        ("sft", "denoiser/model.safetensors"),
+    ],
+)
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(algorithm, weights, play):
+    whole = play(algorithm, "whole")
+    killed = play(algorithm, "killed", kill_at=3)
+    assert len(metrics_of(killed)) == 3 and not (killed / weights).exists()
+    resumed = play(algorithm, "killed", resume=True)
+    assert (resumed / weights).read_bytes() == (whole / weights).read_bytes()
+    assert metrics_of(resumed) == metrics_of(whole) and len(metrics_of(whole)) == 4
+    assert (resumed / "summary.json").exists()
+
+
+def test_sb3_resumes_from_its_checkpoint(play):
+    folder = play("sb3-ppo", "run", kill_at=3)
+    before = [row["step"] for row in metrics_of(folder)]
+    assert before == sorted(set(before)) and max(before) < 96
+    last = metrics_of(play("sb3-ppo", "run", resume=True))
+    assert [row["step"] for row in last] == sorted({row["step"] for row in last}) and last[-1]["step"] == 96
+    assert load_policy(folder).config == TINY
+
+
+def newest(folder: Path) -> Path:
+    return sorted(folder.glob("checkpoint-*"))[-1]
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+def test_truncated_checkpoint(file, play):
+    folder = play("grpo", "run", kill_at=3)
+    truncate(newest(folder) / file)
+    before = contents(folder)
+    with pytest.raises(ValueError) as caught:
+        play("grpo", "run", resume=True)
+    assert "checkpoint-000002" in str(caught.value) and "\n" not in str(caught.value)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [({"iterations": 9}, "iterations: 4 -> 9"), ({"env": replace(COUNTDOWN, alpha=2.0)}, "'alpha': 2.0")],
+)
+def test_resuming_into_another_config_damages_nothing(changes, part, play):
+    folder = play("grpo", "run", kill_at=3)
+    before = contents(folder)
+    with pytest.raises(ValueError) as caught:
+        play("grpo", "run", resume=True, **changes)
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+    assert contents(folder) == before
+
+
+def test_resuming_what_is_no_run_or_has_no_checkpoint(play):
+    for kind in ("none", "early"):
+        if kind == "early":
+            play("grpo", "run", kill_at=1)
+        with pytest.raises(ValueError, match="no checkpoint" if kind == "early" else "not the folder of a run"):
+            play("grpo", "run", resume=True)
+
+
+def test_a_folder_that_holds_a_run_is_refused(play):
+    folder = play("grpo", "run", kill_at=1)
+    before = contents(folder)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        play("grpo", "run")
+    assert contents(folder) == before
+
+
+def test_checkpoints_keep_the_newest_two_and_whatever_a_state_holds(tmp_path):
+    state = {"a": {0: {"step": torch.tensor(3.0), "betas": [0.9, 0.99]}}, "b": [{"c": torch.arange(4)}, None, "x"]}
+    with Run("grpo", GRPOConfig(run_dir=str(tmp_path / "run"))) as run:
+        for step in (999_998, 999_999, 1_000_001):  # the last is not the last in alphabetical order
+            run.save(step, state | {"number": step})
+    assert sorted(path.name for path in run.folder.glob("checkpoint*")) == ["checkpoint-1000001", "checkpoint-999999"]
+    step, loaded = Run("grpo", GRPOConfig(resume=str(run.folder))).load()
+    assert (step, loaded["number"]) == (1_000_001, 1_000_001)
+    torch.testing.assert_close(loaded["a"], state["a"])
+    assert torch.equal(loaded["b"][0]["c"], torch.arange(4)) and loaded["b"][1:] == [None, "x"]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_loss_that_is_not_finite_stops_with_step_and_problems(algorithm, play, monkeypatch):
+    module = RUNS[algorithm][0]
+    loss = getattr(module, f"{algorithm}_loss")
+    monkeypatch.setattr(module, f"{algorithm}_loss", lambda *args: (loss(*args)[0] * math.nan, loss(*args)[1]))
+    with pytest.raises(FloatingPointError, match=r"step 1: .*gradient_norm.* problems \[\d+, "):
+        play(algorithm, "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_resume_finishes(number, tmp_path):
+    folder = tmp_path / "run"
+    flags = "--env.id MaskedDiffusion-Countdown-v0 --env.num-envs 4 --policy.hidden-dim 16 --policy.mlp-dim 32"
+    flags += " --iterations 40 --problems 2 --group 2 --experts --threads 1 --checkpoint-every 1000"
+    flags += " --report.problems 2 --report.validation-problems 2 --report.no-heuristics --report.thresholds 0.5"
+    command = [sys.executable, "train_policy.py", "grpo"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, *flags.split(), "--run-dir", str(folder)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        while process.poll() is None and not (folder / "metrics.jsonl").exists():
+            time.sleep(0.02)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert f"--resume {folder}" in output
+    steps = [row["step"] for row in metrics_of(folder)]
+    assert 1 <= len(steps) < 40 and newest(folder).name == f"checkpoint-{len(steps):06d}"
+    assert not (folder / "policy").exists()
+    if number == signal.SIGTERM:
+        done = subprocess.run(
+            [*command, "--resume", str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert [row["step"] for row in metrics_of(folder)] == list(range(1, 41))
+        assert set(json.loads((folder / "summary.json").read_text())["rows"]) == {"untrained", "GRPO", "threshold 0.5"}
+
+
+# Learning
+
+
+LENGTH, PAIR = 6, (2, 3)
+
+
+class OneOfThePair(ScriptedTask):
+    """Right: "b" at exactly one of the pair, "a" everywhere else."""
+
+    def verify(self, problem, completion: str) -> Verdict:
+        words = completion.split()
+        at_b = [i for i, word in enumerate(words) if word == "b"]
+        correct = len(words) == LENGTH and at_b in [[i] for i in PAIR]
+        return Verdict(correct, float(correct), completion)
+
+
+def pair_table(canvas: torch.Tensor) -> torch.Tensor:
+    """Everything says "a", until one of the pair is unmasked: then the other says "b"."""
+    table = torch.tensor([0.9, 0.1]).repeat(len(canvas), LENGTH, 1)
+    for mine, other, p in ((*PAIR, 0.75), (*PAIR[::-1], 0.55)):
+        table[:, mine] = torch.where(canvas[:, other, None] == A, torch.tensor([0.1, 0.9]), torch.tensor([p, 1 - p]))
+    return table
+
+
+def pair_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVectorEnv:
+    task = OneOfThePair(["a a a b a a"])
+    return UnmaskingVectorEnv(task, config.num_envs, denoiser=ScriptedDenoiser(pair_table, LENGTH))
+
+
+SMALL = PolicyConfig(hidden_dim=32, mlp_dim=64)
+QUIET = {"policy": SMALL, "report": ReportConfig(enabled=False), "threads": 1, "seed": 0}
+LEARNERS = {
+    "grpo": (grpo, GRPOConfig(**QUIET, iterations=40, problems=8, experts=(), warmup=2, learning_rate=5e-3)),
+    "ppo": (ppo, PPOConfig(**QUIET, iterations=30, episodes=64, warmup=2, learning_rate=3e-3)),
+    "sb3-ppo": (sb3_ppo, SB3PPOConfig(**QUIET, timesteps=16_000, steps=8, batch_size=128, learning_rate=3e-3)),
+}
+
+
+@pytest.mark.parametrize("algorithm", LEARNERS)
+def test_learns_that_two_positions_must_not_go_together(algorithm, tmp_path, monkeypatch):
+    """Best possible: two steps, everything but one of the pair in the first: reward 5/6. All at once: 0."""
+    module, config = LEARNERS[algorithm]
+    monkeypatch.setattr(module, "make_env", pair_env)
+    folder = module.train(replace(config, env=EnvConfig(num_envs=64), run_dir=str(tmp_path / "run")))
+    env = pair_env(EnvConfig(num_envs=64))
+    untrained, trained = (
+        collect(env, policy.seed(0), [0] * 256, explore=False)
+        for policy in (make_policy_network(SMALL, 0, torch.device("cpu")), load_policy(folder))
+    )
+    assert trained.reward.mean() > untrained.reward.mean() + 0.25
+    assert trained.reward.mean() > 0.7 and trained.correct.float().mean() > 0.9
+    assert trained.nfe.float().mean() < untrained.nfe.float().mean() - 1
+    assert B in trained.tokens[trained.correct][0]
