@@ -5,9 +5,9 @@ from __future__ import annotations
 if __name__ != "dllm_gym.agents":
     raise ImportError(f"imported as {__name__!r}: the only way to import this folder is `dllm_gym.agents`.")
 
-__all__ = ["collect", "load_policy", "make_policy"]
+__all__ = ["collect", "evaluate", "load_policy", "make_policy"]
 
-_HOMES = {"collect": "rollout", "load_policy": "policy", "make_policy": "heuristics"}
+_HOMES = {"collect": "rollout", "evaluate": "rollout", "load_policy": "policy", "make_policy": "heuristics"}
 
 
 def __getattr__(name: str):

@@ -1,8 +1,9 @@
 """The learned unmasking policy: one transformer block over positions (arXiv 2512.09106, section 4 and appendix).
 
 Deviations from the paper, and why: beside each confidence c the input carries log(1 - c), as 0.99 and 0.9999 mean
-different things; the state embedding tells eligible from masked positions; attention gates start at 1 instead of 0,
-since a single block behind a closed gate learns slowly.
+different things, and the position's index, as rotary attention alone hardly tells where in the canvas it is (the index
+raised the reward on Countdown more than anything else, see docs/experiments.md); the state embedding tells eligible
+from masked positions; attention gates start at 1 instead of 0, since one block behind a closed gate learns slowly.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ class Trunk(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         width = config.hidden_dim
-        if width < 1 or width % (2 * config.num_heads):
+        if min(width, config.num_heads) < 1 or width % (2 * config.num_heads):
             raise ValueError(f"hidden_dim={width}: must be a multiple of 2 x num_heads={config.num_heads}.")
         self.config = config
         self.project = nn.Linear(2 * config.confidence_k, width)
+        self.place = nn.Linear(width, width, bias=False)
         self.state = nn.Embedding(3, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 8 * width)
@@ -71,7 +73,8 @@ class Trunk(nn.Module):
                 f"{seen.shape[-1]}: make it with confidence_k={self.config.confidence_k}."
             )
         doubt = (1 - seen + 1e-4).log() / 4
-        x = self.project(torch.cat([seen, doubt], dim=-1))
+        place = torch.arange(seen.shape[1], device=seen.device) / 64
+        x = self.project(torch.cat([seen, doubt], dim=-1)) + self.place(_sinusoidal(place, self.config.hidden_dim))
         time = self.time(_sinusoidal(observation.progress, x.shape[-1]))
         condition = self.state(observation.masked.long() + observation.eligible.long()) + time[:, None]
         shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3 = self.modulation(F.silu(condition)).chunk(

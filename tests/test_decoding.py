@@ -132,6 +132,14 @@ def test_rows_take_steps_of_their_own():
     assert steps == [[1, 1, 0], [1, 2, 0], [1, 3, 0]]
 
 
+def test_rows_with_nothing_eligible_stay_as_they_are():
+    canvas = canvas_of("a_c_", "a_c_", steps=2)
+    seen = see(canvas, "dddd", "dddd")
+    seen.eligible[0] = False
+    after = commit(canvas, seen, decoding.with_best(bits("1111", "0000"), seen))
+    assert text_of(after) == ["a_c_", "adc_"] and after.steps.tolist() == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("row", "predicted", "unmask", "ends", "expected"),
     [

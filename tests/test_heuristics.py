@@ -53,7 +53,10 @@ CASES = [
     ("left-to-right", {}, see(ONE), [[0]]),
     ("left-to-right", {"k": 2}, see(ONE, [[0, 1, 0, 1]]), [[1, 3]]),
     # Decided per row: the second row has nothing above the threshold and takes its best; the third is through.
-    ("threshold", {"threshold": 0.6}, see([[0.9, 0.7], [0.2, 0.4], [0, 0]], [[1, 1], [1, 1], [0, 0]]), [[0, 1], [1], []]),
+    (
+        "threshold", {"threshold": 0.6}, see([[0.9, 0.7], [0.2, 0.4], [0, 0]], [[1, 1], [1, 1], [0, 0]]),
+        [[0, 1], [1], []],
+    ),
     ("threshold", {"threshold": 0.5}, see([[0.5, 0.5, 0.25], [0.5, 0.75, 0.5]]), [[0], [1]]),  # above, not at
     ("threshold", {"threshold": 0.2}, see([[0.9, 0.3, 0.1]], [[0, 0, 1]]), [[2]]),
     ("threshold", {"threshold": 2.0}, see(ONE), [[1]]),

@@ -90,6 +90,7 @@ def test_a_row_equals_the_single_environment_of_its_seed(num_envs, settings, tem
             if ended:
                 ends[row] += 1
                 assert same(infos["final_obs"][row], single) and same(row_of(infos["final_info"], row), info)
+                assert not info["probability"].any() and not single["confidence"].any()
                 single, info = env.reset()
             seen[row] = single, info
     assert len(ends) == num_envs and sum(ends.values()) >= 2 * num_envs
