@@ -41,6 +41,8 @@ def collect(
         keep_steps: keep observations, picks and log-probabilities.
         progress: called with the number of episodes that have ended, after each step.
     """
+    if not len(problems):
+        raise ValueError("problems is empty: give the index of at least one problem.")
     episodes = env.unwrapped.episodes
     queue = list(enumerate(problems))[::-1]
     owner = np.full(episodes.num_rows, -1)

@@ -134,7 +134,7 @@ def measure(config: ThroughputConfig) -> None:
     table.add_row(
         "identical completions",
         f"{same} of {config.episodes}",
-        "all",
+        "all, in float32",
         "static batches, full softmax",
         "text before its end",
     )

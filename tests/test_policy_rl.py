@@ -361,7 +361,7 @@ RUNS = {
     "ppo": (ppo, PPOConfig(**SHARED, iterations=4, episodes=5, epochs=2, minibatches=2, warmup=1)),
     "sb3-ppo": (
         sb3_ppo,
-        SB3PPOConfig(**SHARED | {"checkpoint_every": 1}, timesteps=96, steps=4, batch_size=12, epochs=1),
+        SB3PPOConfig(**SHARED | {"checkpoint_every": 1}, timesteps=192, steps=4, batch_size=12, epochs=1),
     ),
     "sft": (
         sft,
@@ -372,17 +372,22 @@ RUNS = {
 }
 
 
+WEIGHTS = [(name, "policy/policy.safetensors") for name in ("grpo", "ppo")] + [("sft", "denoiser/model.safetensors")]
+
+
 class Killed(BaseException):
     pass
 
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """Train into ``tmp_path / name``: ``play("grpo", "run", kill_at=3)`` dies after line 3 of the log."""
+    """Train into ``tmp_path / name``; after line ``kill_at`` of the log it dies, after ``signal_at`` Ctrl-C is pressed."""
     monkeypatch.setattr(sft, "build_tokenizer", functools.partial(sft.build_tokenizer, samples=200))
     log = Run.log
 
-    def play(algorithm: str, name: str, kill_at: int | None = None, resume: bool = False, **changes) -> Path:
+    def play(
+        algorithm: str, name: str, *, kill_at: int = 0, signal_at: int = 0, resume: bool = False, **changes
+    ) -> Path:
         module, config = RUNS[algorithm]
         lines = []
 
@@ -391,6 +396,8 @@ def play(tmp_path, monkeypatch):
             lines.append(step)
             if len(lines) == kill_at:
                 raise Killed
+            if len(lines) == signal_at:
+                os.kill(os.getpid(), signal.SIGINT)
 
         monkeypatch.setattr(Run, "log", log_and_die)
         folder = tmp_path / name
@@ -399,6 +406,8 @@ def play(tmp_path, monkeypatch):
             assert module.train(replace(config, **where, **changes)) == folder
         except Killed:
             assert kill_at
+        except SystemExit as stop:
+            assert signal_at and stop.code == 130
         return folder
 
     return play
@@ -413,14 +422,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "weights"),
-    [
-        ("grpo", "policy/policy.safetensors"),
-        ("ppo", "policy/policy.safetensors"),
-        ("sft", "denoiser/model.safetensors"),
-    ],
-)
+@pytest.mark.parametrize(("algorithm", "weights"), WEIGHTS)
 def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(algorithm, weights, play):
     whole = play(algorithm, "whole")
     killed = play(algorithm, "killed", kill_at=3)
@@ -432,11 +434,11 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(algorithm, weight
 
 
 def test_sb3_resumes_from_its_checkpoint(play):
-    folder = play("sb3-ppo", "run", kill_at=3)
+    folder = play("sb3-ppo", "run", kill_at=2)
     before = [row["step"] for row in metrics_of(folder)]
-    assert before == sorted(set(before)) and max(before) < 96
+    assert before == sorted(set(before)) and max(before) < 192
     last = metrics_of(play("sb3-ppo", "run", resume=True))
-    assert [row["step"] for row in last] == sorted({row["step"] for row in last}) and last[-1]["step"] == 96
+    assert [row["step"] for row in last] == sorted({row["step"] for row in last}) and last[-1]["step"] == 192
     assert load_policy(folder).config == TINY
 
 
@@ -505,11 +507,21 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_problems(algorithm, play,
         play(algorithm, "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_resume_finishes(number, tmp_path):
+@pytest.mark.parametrize(("algorithm", "result"), [*WEIGHTS, ("sb3-ppo", "policy/policy.safetensors")])
+def test_control_c_leaves_a_checkpoint(algorithm, result, play):
+    handler = signal.getsignal(signal.SIGINT)
+    folder = play(algorithm, "run", signal_at=1)
+    assert signal.getsignal(signal.SIGINT) is handler
+    (last,) = metrics_of(folder)
+    assert last["step"] <= int(newest(folder).name.split("-")[1]) and not (folder / result).exists()
+    play(algorithm, "run", resume=True)
+    assert (folder / result).exists() and len(metrics_of(folder)) > 1
+
+
+def test_sigterm_leaves_a_checkpoint_and_resume_finishes(tmp_path):
     folder = tmp_path / "run"
     flags = "--env.id MaskedDiffusion-Countdown-v0 --env.num-envs 4 --policy.hidden-dim 16 --policy.mlp-dim 32"
-    flags += " --iterations 40 --problems 2 --group 2 --experts --threads 1 --checkpoint-every 1000"
+    flags += " --iterations 30 --problems 2 --group 2 --experts --threads 1 --checkpoint-every 1000"
     flags += " --report.problems 2 --report.validation-problems 2 --report.no-heuristics --report.thresholds 0.5"
     command = [sys.executable, "train_policy.py", "grpo"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -520,22 +532,21 @@ def test_a_signal_leaves_a_checkpoint_and_resume_finishes(number, tmp_path):
     try:
         while process.poll() is None and not (folder / "metrics.jsonl").exists():
             time.sleep(0.02)
-        process.send_signal(number)
+        process.terminate()
         output, _ = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 128 + number
+    assert process.returncode == 143
     assert f"--resume {folder}" in output
     steps = [row["step"] for row in metrics_of(folder)]
-    assert 1 <= len(steps) < 40 and newest(folder).name == f"checkpoint-{len(steps):06d}"
+    assert 1 <= len(steps) < 30 and newest(folder).name == f"checkpoint-{len(steps):06d}"
     assert not (folder / "policy").exists()
-    if number == signal.SIGTERM:
-        done = subprocess.run(
-            [*command, "--resume", str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        assert [row["step"] for row in metrics_of(folder)] == list(range(1, 41))
-        assert set(json.loads((folder / "summary.json").read_text())["rows"]) == {"untrained", "GRPO", "threshold 0.5"}
+    done = subprocess.run(
+        [*command, "--resume", str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in metrics_of(folder)] == list(range(1, 31))
+    assert set(json.loads((folder / "summary.json").read_text())["rows"]) == {"untrained", "GRPO", "threshold 0.5"}
 
 
 # Learning
@@ -570,9 +581,9 @@ def pair_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVec
 SMALL = PolicyConfig(hidden_dim=32, mlp_dim=64)
 QUIET = {"policy": SMALL, "report": ReportConfig(enabled=False), "threads": 1, "seed": 0}
 LEARNERS = {
-    "grpo": (grpo, GRPOConfig(**QUIET, iterations=40, problems=8, experts=(), warmup=2, learning_rate=5e-3)),
-    "ppo": (ppo, PPOConfig(**QUIET, iterations=30, episodes=64, warmup=2, learning_rate=3e-3)),
-    "sb3-ppo": (sb3_ppo, SB3PPOConfig(**QUIET, timesteps=16_000, steps=8, batch_size=128, learning_rate=3e-3)),
+    "grpo": (grpo, GRPOConfig(**QUIET, iterations=40, problems=8, experts=(), warmup=2, learning_rate=3e-3)),
+    "ppo": (ppo, PPOConfig(**QUIET, iterations=30, episodes=64, epochs=2, warmup=2, learning_rate=1e-3)),
+    "sb3-ppo": (sb3_ppo, SB3PPOConfig(**QUIET, timesteps=10_000, steps=8, batch_size=128, learning_rate=1.5e-3)),
 }
 
 
@@ -587,7 +598,7 @@ def test_learns_that_two_positions_must_not_go_together(algorithm, tmp_path, mon
         collect(env, policy.seed(0), [0] * 256, explore=False)
         for policy in (make_policy_network(SMALL, 0, torch.device("cpu")), load_policy(folder))
     )
-    assert trained.reward.mean() > untrained.reward.mean() + 0.25
-    assert trained.reward.mean() > 0.7 and trained.correct.float().mean() > 0.9
+    assert trained.reward.mean() > 0.65 > untrained.reward.mean() + 0.3
+    assert trained.correct.float().mean() > 0.9
     assert trained.nfe.float().mean() < untrained.nfe.float().mean() - 1
     assert B in trained.tokens[trained.correct][0]

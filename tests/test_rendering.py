@@ -33,8 +33,8 @@ WORDS = re.compile(r"(\S+?)([⁰¹²³⁴⁵⁶⁷⁸⁹]+)(?=\s|$)")
 
 def at(step: int, **changes) -> Frame:
     """The frame after ``step`` steps of one episode."""
-    step_of = np.where(STEP_OF <= step, STEP_OF, 0)
-    tokens = [token if s else "" for token, s in zip(TOKENS, step_of)]
+    step_of = np.where(step >= STEP_OF, STEP_OF, 0)
+    tokens = [token if s else "" for token, s in zip(TOKENS, step_of, strict=False)]
     return replace(Frame(PROMPT, tokens, step_of, np.full(24, 0.4), step, "gsm8k/embedded/test/17", "fine"), **changes)
 
 
@@ -66,7 +66,7 @@ def test_the_terminal_shows_the_order(step):
     frame = at(step)
     canvas = plain(ansi(frame)).split("\n\n")[2]
     shown = [(word, int(unicodedata.normalize("NFKC", digits))) for word, digits in WORDS.findall(canvas)]
-    assert shown == [(token, s) for token, s in zip(frame.tokens, frame.step_of) if s]
+    assert shown == [(token, s) for token, s in zip(frame.tokens, frame.step_of, strict=False) if s]
     assert canvas.split().count("░░") == (frame.step_of == 0).sum()
     assert f"step {step} · {(frame.step_of == 0).sum()} of 24 masked" in plain(ansi(frame))
 
@@ -132,7 +132,7 @@ def test_cells_written_now_stand_out():
 def test_only_the_cells_that_were_written_change():
     changed = (canvas_of(later(at(4))) != canvas_of(later(at(5)))).any(axis=2)
     rows, columns = np.nonzero(changed)
-    cells = set(zip((rows // 50).tolist(), ((columns - 27) // 76).tolist()))
+    cells = set(zip((rows // 50).tolist(), ((columns - 27) // 76).tolist(), strict=False))
     assert cells == {divmod(i, 12) for i in np.flatnonzero(STEP_OF == 5).tolist()}
 
 

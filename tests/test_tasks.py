@@ -177,7 +177,7 @@ def test_local_file(name, row, answer, right, wrong, suffix, tmp_path):
     assert len(task) == 2 and task.dataset == path
     problem = task[1]
     assert problem.id == f"{name}/mine{suffix}/test/1" and problem.answer == answer
-    assert next(iter(row.values())) in problem.prompt if name != "countdown" else "[12, 9, 3]" in problem.prompt
+    assert ("[12, 9, 3]" if name == "countdown" else next(iter(row.values()))) in problem.prompt
     assert task.verify(problem, right).correct and not task.verify(problem, wrong).correct
     with pytest.raises(IndexError, match=r"problem 2: .* has 0 to 1"):
         task[2]

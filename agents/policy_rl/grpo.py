@@ -44,7 +44,7 @@ class GRPOConfig:
     """The table and the plot at the end."""
     iterations: int = 80
     """Iterations: sample, then update."""
-    problems: int = 32
+    problems: int = 16
     """Problems an iteration."""
     group: int = 8
     """Policy episodes a problem (G)."""

@@ -163,3 +163,9 @@ class UnmaskingEnv(gym.Env):
             "tokens": self.episodes.canvas.tokens[0].cpu().numpy().copy(),
             "probability": self.episodes.probability[0].cpu().numpy().copy(),
         }
+
+
+if __name__ == "__main__":
+    import inspect
+
+    print(f"# The environment\n\n{inspect.getdoc(UnmaskingEnv)}")

@@ -76,6 +76,8 @@ class UnmaskingVectorEnv(VectorEnv):
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None):
         options = options or {}
         rows = np.flatnonzero(self._reset_mask(options.get("reset_mask")))
+        if not self._started and len(rows) < self.num_envs:
+            raise ValueError("options['reset_mask'] in the first reset(): must be all True, or left out.")
         self._seed_rows(seed, rows)
         problem = options.get("problem")
         if problem is not None:

@@ -7,6 +7,8 @@ earlier result, and one problem has many of them. Real completions are expressio
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from itertools import permutations
 
 import numpy as np
 
@@ -32,7 +34,7 @@ class Countdown(Task):
     def generate(self, rng: np.random.Generator) -> tuple[str, tuple, tuple]:
         while True:
             numbers = tuple(rng.integers(1, LARGEST_NUMBER + 1, size=3).tolist())
-            targets = sorted({target for *_, target in _chains(numbers) if 1 <= target <= LARGEST_TARGET})
+            targets = sorted({second[3] for _, second in _chains(numbers) if second[3] <= LARGEST_TARGET})
             if targets:
                 target = targets[rng.integers(len(targets))]
                 prompt = f"make {target} from {' '.join(map(str, numbers))} :"
@@ -40,8 +42,8 @@ class Countdown(Task):
 
     def demonstrate(self, content: tuple, rng: np.random.Generator) -> str:
         numbers, target = content
-        chains = [(first, second) for first, second, result in _chains(numbers) if result == target]
-        return " , ".join(chains[rng.integers(len(chains))])
+        chains = [chain for chain in _chains(numbers) if chain[1][3] == target]
+        return " , ".join(map(_text, chains[rng.integers(len(chains))]))
 
     def read_row(self, row: dict) -> tuple[str, tuple]:
         if "nums" in row:
@@ -61,23 +63,32 @@ class Countdown(Task):
         return verify_countdown(completion, *problem.answer)
 
 
-def _chains(numbers) -> list[tuple[str, str, int]]:
-    """Every right chain over three numbers: its two equations as text, and the result."""
-    chains = []
-    for i in range(3):
-        for j in range(3):
-            if i == j:
-                continue
-            last = numbers[3 - i - j]
-            for first, middle in _equations(numbers[i], numbers[j]):
-                for left, right in ((middle, last), (last, middle)):
-                    chains += [(first, second, result) for second, result in _equations(left, right)]
-    return chains
+Equation = tuple[int, str, int, int]
+"""Left operand, operator, right operand, result."""
 
 
-def _equations(left: int, right: int) -> list[tuple[str, int]]:
-    """The equations ``left o right = result`` with a whole result in 1..LARGEST_RESULT."""
-    results = {"+": left + right, "-": left - right, "*": left * right}
+def _chains(numbers: Sequence[int]) -> Iterator[tuple[Equation, Equation]]:
+    """Every right chain of two equations over three numbers."""
+    for i, j in permutations(range(3), 2):
+        last = numbers[3 - i - j]
+        for first in _equations(numbers[i], numbers[j]):
+            for left, right in ((first[3], last), (last, first[3])):
+                for second in _equations(left, right):
+                    yield first, second
+
+
+def _equations(left: int, right: int) -> Iterator[Equation]:
+    """The equations with these operands and a whole result in 1..LARGEST_RESULT."""
+    if left + right <= LARGEST_RESULT:
+        yield left, "+", right, left + right
+    if left > right:
+        yield left, "-", right, left - right
+    if left * right <= LARGEST_RESULT:
+        yield left, "*", right, left * right
     if left % right == 0:
-        results["/"] = left // right
-    return [(f"{left} {o} {right} = {r}", r) for o, r in results.items() if 1 <= r <= LARGEST_RESULT]
+        yield left, "/", right, left // right
+
+
+def _text(equation: Equation) -> str:
+    left, operator, right, result = equation
+    return f"{left} {operator} {right} = {result}"
