@@ -35,6 +35,8 @@ class PolicyConfig:
     """Width of the feed-forward layer."""
     num_heads: int = 2
     """Attention heads."""
+    use_index: bool = True
+    """Read each position's index too; the paper's policy does not (rotary attention only)."""
     distribution: str = "bernoulli"
     """"bernoulli" or "dpls"."""
     temperature: float = 1.0
@@ -53,7 +55,7 @@ class Trunk(nn.Module):
             raise ValueError(f"hidden_dim={width}: must be a multiple of 2 x num_heads={config.num_heads}.")
         self.config = config
         self.project = nn.Linear(2 * config.confidence_k, width)
-        self.place = nn.Linear(width, width, bias=False)
+        self.place = nn.Linear(width, width, bias=False) if config.use_index else None
         self.state = nn.Embedding(3, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 8 * width)
@@ -73,8 +75,10 @@ class Trunk(nn.Module):
                 f"{seen.shape[-1]}: make it with confidence_k={self.config.confidence_k}."
             )
         doubt = (1 - seen + 1e-4).log() / 4
-        place = torch.arange(seen.shape[1], device=seen.device) / 64
-        x = self.project(torch.cat([seen, doubt], dim=-1)) + self.place(_sinusoidal(place, self.config.hidden_dim))
+        x = self.project(torch.cat([seen, doubt], dim=-1))
+        if self.place:
+            index = torch.arange(seen.shape[1], device=seen.device) / 64
+            x = x + self.place(_sinusoidal(index, x.shape[-1]))
         time = self.time(_sinusoidal(observation.progress, x.shape[-1]))
         condition = self.state(observation.masked.long() + observation.eligible.long()) + time[:, None]
         shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3 = self.modulation(F.silu(condition)).chunk(
@@ -192,7 +196,7 @@ def load_policy(folder: str | Path) -> UnmaskingPolicy:
 
 
 def _sinusoidal(progress: Tensor, width: int) -> Tensor:
-    """``[B]`` in [0, 1] -> ``[B, width]``."""
+    """``[B]`` float, steps of 1/1000 and more apart -> ``[B, width]``."""
     frequencies = torch.exp(torch.linspace(0, math.log(1000.0), width // 2, device=progress.device))
     angles = progress[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

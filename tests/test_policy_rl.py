@@ -190,9 +190,11 @@ def test_update_starts_at_ratio_one_and_weighs_episodes_alike(rollout):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_update_raises_what_was_good(rollout, sign):
-    before = log_prob_of(tiny_policy(), rollout)
-    rose = log_prob_of(update_of(rollout, torch.full((len(rollout),), float(sign)))[0], rollout) - before
-    assert sign * rose.mean() > 1e-4
+    """Only the first episode has an advantage; its steps weigh the same."""
+    advantage = torch.zeros(len(rollout))
+    advantage[0] = sign
+    rose = log_prob_of(update_of(rollout, advantage)[0], rollout) - log_prob_of(tiny_policy(), rollout)
+    assert sign * rose[rollout.episode == 0].mean() > 1e-4
 
 
 def test_entropy_bonus_raises_the_entropy(rollout):
@@ -381,7 +383,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """Train into ``tmp_path / name``; after line ``kill_at`` of the log it dies, after ``signal_at`` Ctrl-C is pressed."""
+    """Train into ``tmp_path / name``; after line ``kill_at`` of the log it dies, after ``signal_at`` comes Ctrl-C."""
     monkeypatch.setattr(sft, "build_tokenizer", functools.partial(sft.build_tokenizer, samples=200))
     log = Run.log
 

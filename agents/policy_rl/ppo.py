@@ -45,7 +45,7 @@ class PPOConfig:
     """The policy's architecture; the value network has the same trunk."""
     report: ReportConfig = field(default_factory=ReportConfig)
     """The table and the plot at the end."""
-    iterations: int = 100
+    iterations: int = 60
     """Iterations: sample, then update."""
     episodes: int = 128
     """Episodes an iteration, each of its own problem."""

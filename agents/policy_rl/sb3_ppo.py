@@ -42,7 +42,7 @@ class SB3PPOConfig:
     """The policy's architecture; the distribution must be "bernoulli"."""
     report: ReportConfig = field(default_factory=ReportConfig)
     """The table and the plot at the end."""
-    timesteps: int = 60_000
+    timesteps: int = 40_000
     """Environment steps over all rows, which is denoiser rows forwarded."""
     steps: int = 16
     """Steps of every row in one rollout."""
