@@ -184,5 +184,7 @@ def progress_bar(total: int, start: int = 0) -> Iterator[Callable[[int, dict], N
                 {k: f"{metrics[k]:.3g}" for k in ("reward", "accuracy", "nfe") if k in metrics}, refresh=False
             )
             bar.update(done - bar.n)
+            if done >= total:
+                bar.close()  # the comparison that follows is not training time
 
         yield show

@@ -99,7 +99,7 @@ def test_every_field_has_a_help_text():
         (["ppo", "--episodes", "0"], ["episodes=0"]),
         (["ppo", "--policy.confidence-k", "2"], ["policy.confidence_k=2", "env.confidence_k=1"]),
         (["grpo", "--policy.hidden-dim", "18"], ["hidden_dim=18", "num_heads=2"]),
-        (["sb3-ppo", "--policy.distribution", "dpls"], ["'dpls'", "bernoulli"]),
+        (["sb3-ppo", "--batch-size", "16", "--policy.distribution", "dpls"], ["'dpls'", "bernoulli"]),
         (["sb3-ppo", "--batch-size", "0"], ["batch_size=0"]),
     ],
 )
