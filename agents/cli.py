@@ -10,10 +10,14 @@ import sys
 
 import tyro
 
+from dllm_gym.agents.denoiser_rl import OBJECTIVES
+
 ALGORITHMS = {
     "grpo": ("dllm_gym.agents.policy_rl.grpo", "GRPOConfig"),
     "ppo": ("dllm_gym.agents.policy_rl.ppo", "PPOConfig"),
     "sb3-ppo": ("dllm_gym.agents.policy_rl.sb3_ppo", "SB3PPOConfig"),
+    **{name: (f"dllm_gym.agents.denoiser_rl.{module}", config) for name, (module, config, _) in OBJECTIVES.items()},
+    "joint": ("dllm_gym.agents.joint", "JointConfig"),
     "sft": ("dllm_gym.agents.sft", "SFTConfig"),
 }
 """Subcommand -> module with `train(config)`, and its config."""
@@ -43,10 +47,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(name: str, config_type: type, flags: list[str]):
     """The config from the flags; a resumed run's own config is the default, so that ``--resume DIR`` is enough."""
-    default = config_type()
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known.add_argument("--resume", nargs="?")
-    folder = known.parse_known_args(flags)[0].resume
+    known.add_argument("--objective", nargs="?")
+    given = known.parse_known_args(flags)[0]
+    folder, objective = given.resume, given.objective
+    chooses = "objective" in config_type.__dataclass_fields__  # decides which flags there are
+    if folder and chooses:
+        from dllm_gym.agents.run import read_config
+
+        objective = read_config(folder).get("objective", objective)
+    default = config_type(objective=objective) if chooses and objective else config_type()
     if folder:
         from dllm_gym.agents.run import read_config
 

@@ -22,7 +22,7 @@ class EnvConfig:
     id: str = "MaskedDiffusion-GSM8K-v0"
     """Registered id of a set-of-positions environment."""
     denoiser: str = "embedded"
-    """"embedded", "embedded-early", or a local folder."""
+    """"embedded", "embedded-early", a hub id or a local folder."""
     dataset: str | None = None
     """None, "embedded", "hub", a hub id, or a local file; used for training and testing with their splits."""
     gen_length: int | None = None
@@ -57,7 +57,7 @@ def check_common(config) -> None:
 
 
 def make_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVectorEnv:
-    """The vector environment of a config, on one split.
+    """The vector environment of a config, on one split; its denoiser may be an object instead of a name.
 
     Raises:
         ValueError: an id that is not registered, or not one whose action is a set of positions.
@@ -68,6 +68,8 @@ def make_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVec
     if config.id not in known:
         raise ValueError(f"env id {config.id!r}: must be one of {sorted(known)}.")
     settings = vars(config) | {"split": split} | changes
+    if config.denoiser == "embedded":  # an id may bring a denoiser of its own, as the oracle's does
+        settings["denoiser"] = gym.spec(config.id).kwargs.get("denoiser", "embedded")
     return gym.make_vec(settings.pop("id"), **settings)
 
 

@@ -173,13 +173,13 @@ def draw_front(path: Path, summary: dict, learned: list[str]) -> None:
 
 
 @contextmanager
-def progress_bar(total: int, start: int = 0) -> Iterator[Callable[[int, dict], None]]:
+def progress_bar(total: int, start: int = 0, show: bool = True) -> Iterator[Callable[[int, dict], None]]:
     """A bar with reward, accuracy and NFE on it; yields ``(done, metrics) -> None``."""
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=start, dynamic_ncols=True, mininterval=1.0) as bar:
+    with tqdm(total=total, initial=start, dynamic_ncols=True, mininterval=1.0, disable=not show) as bar:
 
-        def show(done: int, metrics: dict) -> None:
+        def update(done: int, metrics: dict) -> None:
             bar.set_postfix(
                 {k: f"{metrics[k]:.3g}" for k in ("reward", "accuracy", "nfe") if k in metrics}, refresh=False
             )
@@ -187,4 +187,4 @@ def progress_bar(total: int, start: int = 0) -> Iterator[Callable[[int, dict], N
             if done >= total:
                 bar.close()  # the comparison that follows is not training time
 
-        yield show
+        yield update

@@ -32,14 +32,16 @@ class Run:
         algorithm: the subcommand that trains.
         config: a dataclass instance. Its ``run_dir`` says where (None: ``runs/<algorithm>-<date>-<time>``), its
             ``resume`` names the folder to continue.
+        main: False in the other processes of a distributed run, which write nothing.
 
     Raises:
         ValueError: ``resume`` names a run of another algorithm or config, or one without a readable checkpoint.
         FileExistsError: ``run_dir`` holds a run already.
     """
 
-    def __init__(self, algorithm: str, config: Any):
+    def __init__(self, algorithm: str, config: Any, main: bool = True):
         self.config = config
+        self.main = main
         record = {"algorithm": algorithm} | _settings(config)
         if config.resume:
             self.folder = Path(config.resume)
@@ -50,6 +52,7 @@ class Run:
                 raise ValueError(f"resume={config.resume!r}: the config differs from the run's own ({changes}).")
         else:
             self.folder = Path(config.run_dir or f"runs/{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+        if main and not config.resume:
             if (self.folder / "config.json").exists():
                 raise FileExistsError(f"run_dir={str(self.folder)!r} holds a run already: resume it, or name another.")
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,18 +61,21 @@ class Run:
         self._signal = signal.SIGTERM
 
     def __enter__(self) -> Run:
-        from torch.utils.tensorboard import SummaryWriter
+        if self.main:
+            from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(self.folder)
+            self._writer = SummaryWriter(self.folder)
         self._old_handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, kind, *_) -> None:
-        self._writer.close()
+        if self.main:
+            self._writer.close()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         if kind is None and self.stop_requested:
-            print(f"stopped; continue with --resume {self.folder}")
+            if self.main:
+                print(f"stopped; continue with --resume {self.folder}")
             raise SystemExit(128 + self._signal)
 
     def _request_stop(self, number, _frame) -> None:
@@ -81,10 +87,11 @@ class Run:
         Raises:
             FloatingPointError: a metric is not finite; it is logged first, and the batch's problems are named.
         """
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step} | metrics) + "\n")
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        if self.main:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step} | metrics) + "\n")
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             indices = [int(i) for i in problems]
@@ -92,6 +99,8 @@ class Run:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write checkpoint ``step`` and drop the oldest."""
+        if not self.main:
+            return
         tensors: dict[str, torch.Tensor] = {}
         skeleton = _pack(state, "", tensors)
         temporary, final = self.folder / "checkpoint.tmp", self.folder / f"checkpoint-{step:06d}"
@@ -121,7 +130,7 @@ class Run:
                 f"Remove it to continue from {found[-2].name if len(found) > 1 else 'nothing: start a new run'}."
             ) from None
         path = self.folder / "metrics.jsonl"
-        if path.exists():
+        if self.main and path.exists():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             path.write_text("".join(line for line in whole if json.loads(line)["step"] <= content["step"]))
         return content["step"], state

@@ -75,6 +75,16 @@ class Prediction:
 
 
 @dataclass
+class Score:
+    """What the denoiser says of given tokens where it is asked, zeros elsewhere; differentiable, for training."""
+
+    log_prob: Tensor
+    """``[B, L]`` float32: log-probability of the token."""
+    centred_logit: Tensor
+    """``[B, L]`` float32: its logit minus the mean of all tokens' logits (arXiv 2605.29398)."""
+
+
+@dataclass
 class Observation:
     """What a sampler sees before it chooses the positions to unmask."""
 

@@ -12,7 +12,8 @@ from typing import Annotated
 import tyro
 
 from dllm_gym.agents.config import EnvConfig
-from dllm_gym.eval.evaluate import evaluate_samplers, make_sampler, print_results, write_results
+from dllm_gym.agents.samplers import make_sampler
+from dllm_gym.eval.evaluate import evaluate_samplers, print_results, write_results
 
 
 @dataclass

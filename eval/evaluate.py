@@ -1,12 +1,7 @@
-"""Evaluate samplers on an environment: one command, every setting stated.
-
-A sampler is written as a heuristic's name with arguments (``threshold:threshold=0.9``, ``confidence:k=2``), or as the
-folder of a trained policy.
-"""
+"""Evaluate samplers on an environment: one command, every setting stated."""
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -14,37 +9,9 @@ from pathlib import Path
 
 import dllm_gym
 from dllm_gym.agents.config import EnvConfig, make_env
-from dllm_gym.agents.heuristics import HEURISTICS, make_policy
-from dllm_gym.agents.policy import UnmaskingPolicy, load_policy
+from dllm_gym.agents.heuristics import Margin
+from dllm_gym.agents.policy import UnmaskingPolicy
 from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, evaluate
-
-
-def make_sampler(text: str, seed: int = 0) -> Policy:
-    """A sampler from its text.
-
-    Raises:
-        ValueError: neither a heuristic's name nor a policy's folder, or arguments that the heuristic does not take.
-    """
-    name, _, rest = text.partition(":")
-    if name not in HEURISTICS:
-        if not Path(text).is_dir():
-            raise ValueError(
-                f"sampler={text!r}: must be one of {sorted(HEURISTICS)}, with arguments as in threshold:threshold=0.9, "
-                f"or the folder of a trained policy."
-            )
-        return load_policy(text).seed(seed)
-    arguments = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            equals = ""
-        if not equals or not isinstance(arguments[key], int | float):
-            raise ValueError(f"sampler={text!r}: {part!r} is not of the form argument=number.")
-    if "seed" in HEURISTICS[name].__dataclass_fields__:
-        arguments = {"seed": seed} | arguments
-    return make_policy(name, **arguments)
 
 
 def evaluate_samplers(
@@ -167,4 +134,4 @@ def _reads(policy: Policy) -> int:
     """Confidences per position that a sampler needs."""
     if isinstance(policy, UnmaskingPolicy):
         return policy.config.confidence_k
-    return 2 if isinstance(policy, HEURISTICS["margin"]) else 1
+    return 2 if isinstance(policy, Margin) else 1

@@ -13,8 +13,8 @@ import gymnasium as gym
 
 from dllm_gym import rendering
 from dllm_gym.agents.config import EnvConfig
+from dllm_gym.agents.samplers import make_sampler
 from dllm_gym.eval.cli import run
-from dllm_gym.eval.evaluate import make_sampler
 
 
 @dataclass

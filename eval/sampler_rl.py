@@ -47,6 +47,8 @@ class Config:
     """Weights of the cost of steps."""
     algorithms: tuple[str, ...] = ("grpo",)
     """Of "grpo", "ppo", "sb3-ppo", each with its default configuration."""
+    iterations: int | None = None
+    """Of GRPO and PPO; None: their default."""
     seeds: int = 3
     """Seeds 0, 1, ..."""
     problems: int = 1000
@@ -97,6 +99,8 @@ def run_job(job: Job, config: Config) -> Path:
     config_type, train = TRAINERS[job.algorithm]
     settings = config_type(seed=job.seed, threads=1, report=ReportConfig(enabled=False))
     settings = replace(settings, env=job.env(config.dtype, settings.env.num_envs))
+    if config.iterations:
+        settings = replace(settings, iterations=config.iterations)
     where = {"resume": str(folder)} if list(folder.glob("checkpoint-*")) else {"run_dir": str(folder)}
     if "run_dir" in where:
         (folder / "config.json").unlink(missing_ok=True)  # a run that was stopped before its first checkpoint

@@ -6,18 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from dllm_gym.agents.cli import ALGORITHMS, main
-from dllm_gym.agents.policy_rl.grpo import GRPOConfig
-from dllm_gym.agents.policy_rl.ppo import PPOConfig
-from dllm_gym.agents.policy_rl.sb3_ppo import SB3PPOConfig
-from dllm_gym.agents.sft import SFTConfig
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {"grpo": GRPOConfig, "ppo": PPOConfig, "sb3-ppo": SB3PPOConfig, "sft": SFTConfig}
+CONFIGS = {name: getattr(import_module(module), config) for name, (module, config) in ALGORITHMS.items()}
 TINY = "--env.id MaskedDiffusion-Countdown-v0 --env.num-envs 4 --policy.hidden-dim 16 --policy.mlp-dim 32".split()
 QUICK = "--iterations 2 --problems 2 --group 2 --checkpoint-every 1 --threads 1".split()
 REPORT = "--report.problems 2 --report.validation-problems 2 --report.no-heuristics --report.thresholds 0.5 0.9".split()
@@ -28,7 +25,7 @@ def flags_of(config_type: type, prefix: str = "") -> list[str]:
     flags = []
     for field in dataclasses.fields(config_type):
         name = field.name.replace("_", "-")
-        value = field.default_factory() if field.default is dataclasses.MISSING else field.default
+        value = getattr(config_type(), field.name)
         if dataclasses.is_dataclass(value):
             flags += flags_of(type(value), f"{prefix}{name}.")
         else:
@@ -78,9 +75,11 @@ def test_help_lists_every_field(name, capsys):
 
 def test_every_field_has_a_help_text():
     for config_type in CONFIGS.values():
-        source = Path(sys.modules[config_type.__module__].__file__).read_text()
+        bases = [base for base in config_type.__mro__ if dataclasses.is_dataclass(base)]
+        source = "\n".join(Path(sys.modules[base.__module__].__file__).read_text() for base in bases)
         for field in dataclasses.fields(config_type):
-            assert re.search(rf'^    {field.name}: .*\n    """', source, re.MULTILINE), field.name
+            pattern = rf'^    {field.name}: .*\n(?:        .*\n|    \)\n)*    """'
+            assert re.search(pattern, source, re.MULTILINE), field.name
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from dllm_gym import agents
 from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.heuristics import HEURISTICS
 from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
+from dllm_gym.agents.samplers import make_sampler
 from dllm_gym.eval import throughput
 from dllm_gym.eval.cli import main
-from dllm_gym.eval.evaluate import make_sampler
 
 ROOT = Path(__file__).parents[1]
 COUNTDOWN = ["--env.id", "MaskedDiffusion-Countdown-v0", "--env.num-envs", "4"]

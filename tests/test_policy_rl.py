@@ -16,12 +16,13 @@ import torch
 from scripted import A, B, ScriptedDenoiser, ScriptedTask
 
 from dllm_gym.agents import collect, load_policy, sft
+from dllm_gym.agents.advantages import group_advantages
 from dllm_gym.agents.config import EnvConfig, make_policy_network
 from dllm_gym.agents.distributions import Bernoulli
 from dllm_gym.agents.heuristics import Threshold
 from dllm_gym.agents.policy import Critic, PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.policy_rl import grpo, ppo, sb3_ppo
-from dllm_gym.agents.policy_rl.grpo import GRPOConfig, group_advantages, grpo_loss, steer, update
+from dllm_gym.agents.policy_rl.grpo import GRPOConfig, grpo_loss, steer, update
 from dllm_gym.agents.policy_rl.ppo import PPOConfig, episode_advantages, ppo_loss
 from dllm_gym.agents.policy_rl.sb3_ppo import EligibleBernoulli, SB3PPOConfig, UnmaskingActorCriticPolicy
 from dllm_gym.agents.report import ReportConfig
@@ -188,6 +189,11 @@ def test_update_starts_at_ratio_one_and_weighs_episodes_alike(rollout):
     assert metrics["clip_fraction"] == 0 and metrics["loss"] == pytest.approx(-0.5, abs=1e-5)
 
 
+def test_inner_iterations_compare_with_the_policy_that_sampled(rollout):
+    _, metrics = update_of(rollout, torch.linspace(-1, 2, len(rollout)), inner_iterations=2, clip=1e-6)
+    assert metrics["clip_fraction"] > 0.6
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_update_raises_what_was_good(rollout, sign):
     """Only the first episode has an advantage; its steps weigh the same."""
@@ -231,6 +237,19 @@ def test_a_row_alone_equals_the_row_in_a_batch(network):
     assert whole[1:].std(dim=0).min() > 1e-3, "rows differ"
     for row in range(len(seen)):
         torch.testing.assert_close(function(seen[row : row + 1])[0], whole[row], atol=1e-5, rtol=1e-5)
+
+
+def test_every_signal_reaches_the_logits():
+    policy, seen = tiny_policy(), see()
+    for changes in (
+        {"confidence": seen.confidence.flip(1)},
+        {"eligible": ~seen.eligible},
+        {"masked": torch.ones_like(seen.masked)},
+        {"progress": seen.progress + 0.5},
+    ):
+        for parameter in policy.trunk.modulation.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        assert not torch.allclose(policy.logits(replace(seen, **changes)), policy.logits(seen), atol=1e-4)
 
 
 def test_temperature_divides_the_logits():
@@ -441,7 +460,9 @@ def test_sb3_resumes_from_its_checkpoint(play):
     assert before == sorted(set(before)) and max(before) < 192
     last = metrics_of(play("sb3-ppo", "run", resume=True))
     assert [row["step"] for row in last] == sorted({row["step"] for row in last}) and last[-1]["step"] == 192
-    assert load_policy(folder).config == TINY
+    trained = load_policy(folder)
+    play("sb3-ppo", "run", resume=True)  # nothing is left to train: the weights are the checkpoint's
+    assert torch.equal(load_policy(folder).logits(see()), trained.logits(see()))
 
 
 def newest(folder: Path) -> Path:

@@ -145,7 +145,7 @@ def test_the_denoiser_can_read_and_write_the_embedded_problems(name, embedded):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("chess",), r"task='chess': must be one of \['countdown', 'gsm8k', 'sudoku'\]"),
+        (("chess",), r"task='chess': must be one of \['countdown', 'gsm8k', 'oracle', 'sudoku'\]"),
         (("gsm8k", None, "validation"), r"split='validation': must be 'train' or 'test'"),
         (("sudoku", "hub"), r"dataset='hub': there is no standard sudoku set.*`Puzzle`"),
         (("gsm8k", "problems.txt"), r"dataset='problems.txt': a local file must be .jsonl, .csv or .parquet"),

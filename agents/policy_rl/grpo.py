@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dllm_gym.agents.advantages import check_group, group_advantages
 from dllm_gym.agents.config import EnvConfig, check_common, cosine, iteration_generators, make_env, make_policy_network
 from dllm_gym.agents.heuristics import Threshold
 from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.report import ReportConfig, progress_bar, report
 from dllm_gym.agents.rollout import collect
 from dllm_gym.agents.run import Run, at_least_one
+from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout
 
 
@@ -80,12 +82,6 @@ class GRPOConfig:
     """Folder of the run."""
     resume: str | None = None
     """Folder of a run to continue."""
-
-
-def group_advantages(reward: Tensor, divide_by_std: bool = False) -> Tensor:
-    """``[groups, size]`` rewards -> advantages: reward minus the group's mean, optionally over its std."""
-    advantage = reward - reward.mean(dim=1, keepdim=True)
-    return advantage / (reward.std(dim=1, keepdim=True) + 1e-6) if divide_by_std else advantage
 
 
 def steer(log_prob: Tensor, expert: Tensor, group: int, experts: int) -> Tensor:
@@ -159,68 +155,85 @@ def update(
     return totals | {"gradient_norm": norm.item()}
 
 
-def train(config: GRPOConfig) -> Path:
-    """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
+def improve(
+    env: UnmaskingVectorEnv,
+    policy: UnmaskingPolicy,
+    optimizer: torch.optim.Optimizer,
+    config: GRPOConfig,
+    iteration: int,
+) -> tuple[dict[str, float], np.ndarray]:
+    """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems."""
+    since, device = time.perf_counter(), env.episodes.device
+    rng, policy.generator = iteration_generators(config.seed, iteration, device)
+    rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
+    optimizer.param_groups[0]["lr"] = rate
+    problems = rng.integers(len(env.episodes.task), size=config.problems)
+    token_seed = int(rng.integers(2**32))
+    rollouts = [collect(env, policy, np.repeat(problems, config.group), seed=token_seed)]
+    if iteration < config.expert_iterations:
+        rollouts += [collect(env, Threshold(threshold), problems, seed=token_seed) for threshold in config.experts]
+    rollout = Rollout.cat(rollouts)
+    reward = [part.reward.view(config.problems, -1) for part in rollouts]
+    advantage = group_advantages(torch.cat(reward, dim=1), divide_by_std=config.divide_by_std)
+    by_part = advantage.split([part.shape[1] for part in reward], dim=1)
+    flat_advantage = torch.cat([part.flatten() for part in by_part])
+    expert = torch.arange(len(rollout), device=device) >= len(rollouts[0])
+    metrics = update(policy, optimizer, rollout, flat_advantage, expert, config)
+
+    own = rollouts[0]
+    return metrics | {
+        "reward": own.reward.mean().item(),
+        "accuracy": own.correct.float().mean().item(),
+        "nfe": own.nfe.float().mean().item(),
+        "set_size": (own.picks > 0).sum(dim=1).float().mean().item(),
+        "equal_groups": (reward[0].std(dim=1) == 0).float().mean().item(),
+        "learning_rate": rate,
+        "forwards": int(rollout.nfe.sum()),
+        "seconds": time.perf_counter() - since,
+    }, problems
+
+
+def make_optimizer(policy: UnmaskingPolicy, config: GRPOConfig) -> torch.optim.Optimizer:
+    """AdamW as the config says."""
+    return torch.optim.AdamW(
+        policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+
+
+def check(config: GRPOConfig) -> None:
+    """Refuse what would fail later, before anything is loaded. Raises ValueError."""
     at_least_one(config, "problems", "inner_iterations", "microbatch")
     check_common(config)
-    if config.group < 2:
-        raise ValueError(f"group={config.group}: an advantage relative to the group needs 2 episodes or more.")
+    check_group(config.group)
+
+
+def train(config: GRPOConfig) -> Path:
+    """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
+    check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     env = make_env(config.env)
     device = env.episodes.device
     policy = make_policy_network(config.policy, config.seed, device)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-    )
+    optimizer = make_optimizer(policy, config)
     run = Run("grpo", config)
-    start, forwards, seconds = 0, 0, 0.0
+    start, totals = 0, {"forwards": 0, "seconds": 0.0}
     if restored := run.load():
         start, state = restored
         policy.load_state_dict(state["policy"])
         optimizer.load_state_dict(state["optimizer"])
-        forwards, seconds = state["forwards"], state["seconds"]
+        totals = state["totals"]
 
     with run, progress_bar(config.iterations, start) as bar:
         for iteration in range(start, config.iterations):
-            since = time.perf_counter()
-            rng, policy.generator = iteration_generators(config.seed, iteration, device)
-            rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
-            optimizer.param_groups[0]["lr"] = rate
-            problems = rng.integers(len(env.episodes.task), size=config.problems)
-            token_seed = int(rng.integers(2**32))
-            rollouts = [collect(env, policy, np.repeat(problems, config.group), seed=token_seed)]
-            if iteration < config.expert_iterations:
-                rollouts += [
-                    collect(env, Threshold(threshold), problems, seed=token_seed) for threshold in config.experts
-                ]
-            rollout = Rollout.cat(rollouts)
-            reward = [part.reward.view(config.problems, -1) for part in rollouts]
-            advantage = group_advantages(torch.cat(reward, dim=1), config.divide_by_std)
-            by_part = advantage.split([part.shape[1] for part in reward], dim=1)
-            flat_advantage = torch.cat([part.flatten() for part in by_part])
-            expert = torch.arange(len(rollout), device=device) >= len(rollouts[0])
-            metrics = update(policy, optimizer, rollout, flat_advantage, expert, config)
-
-            own = rollouts[0]
-            forwards += int(rollout.nfe.sum())
-            seconds += time.perf_counter() - since
-            metrics |= {
-                "reward": own.reward.mean().item(),
-                "accuracy": own.correct.float().mean().item(),
-                "nfe": own.nfe.float().mean().item(),
-                "set_size": (own.picks > 0).sum(dim=1).float().mean().item(),
-                "equal_groups": (reward[0].std(dim=1) == 0).float().mean().item(),
-                "learning_rate": rate,
-                "forwards": forwards,
-                "seconds": seconds,
-            }
-            run.log(iteration + 1, metrics, problems)
-            bar(iteration + 1, metrics)
+            metrics, indices = improve(env, policy, optimizer, config, iteration)
+            totals = {name: total + metrics[name] for name, total in totals.items()}
             done = iteration + 1
+            run.log(done, metrics | totals, indices)
+            bar(done, metrics)
             if done % config.checkpoint_every == 0 or done == config.iterations or run.stop_requested:
-                state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-                run.save(done, state | {"forwards": forwards, "seconds": seconds})
+                state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "totals": totals}
+                run.save(done, state)
             if run.stop_requested:
                 return run.folder
         policy.save(run.folder / "policy", trained_in=vars(config.env))

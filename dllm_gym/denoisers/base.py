@@ -6,17 +6,18 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from dllm_gym.types import Canvas, Prediction
+from dllm_gym.types import Canvas, Prediction, Score
 
 CHUNK = 1 << 24
-"""Logits (positions x vocabulary) that stand in float32 at any one time while predicting: 64 MiB."""
+"""Logits (positions x vocabulary) that stand in float32 at any one time: 64 MiB."""
 
 
 class Denoiser(ABC):
-    """A masked diffusion language model, frozen while it decodes.
+    """A masked diffusion language model: `predict` decodes with it, `score` trains it.
 
-    A subclass gives `logits`; `predict` then works. A model with an expensive head gives `encode` and `head` too, so
+    A subclass gives `logits`; the rest then works. A model with an expensive head gives `encode` and `head` too, so
     that the head runs only where something is masked.
     """
 
@@ -72,17 +73,12 @@ class Denoiser(ABC):
             uniforms: ``[B, L]`` float32 in [0, 1), needed when temperature > 0: one number a position, read off the
                 inverse distribution function, so that a row's draw does not depend on the rows beside it.
         """
-        tokens = torch.cat([canvas.prompt, canvas.tokens], dim=1)
-        attention_mask = torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)
-        length = canvas.tokens.shape[1]
         rows, columns = canvas.masked.nonzero(as_tuple=True)
-        features = self.encode(tokens, attention_mask)[:, -length:][rows, columns]
-
+        features = self._encode_canvas(canvas)[rows, columns]
         if temperature > 0:
             uniforms = uniforms[rows, columns]
         parts = []
-        size = max(1, CHUNK // self.vocab_size)
-        for start in range(0, max(len(features), 1), size):
+        for start, size in self._chunks(len(features)):
             logits = self.head(features[start : start + size]).float()
             logits[:, self.mask_token_id] = -torch.inf
             probability = logits.softmax(dim=-1)
@@ -101,6 +97,50 @@ class Denoiser(ABC):
             return full
 
         return Prediction(*(scatter(torch.cat(values)) for values in zip(*parts, strict=True)))
+
+    def score(self, canvas: Canvas, targets: Tensor, scored: Tensor) -> Score:
+        """One forward pass: log-probability and centred logit of given tokens, differentiable.
+
+        As in `predict`, the mask token is left out of the vocabulary. Where the logits of all scored positions exceed
+        `CHUNK`, the head runs over chunks of positions whose logits are recomputed in the backward pass: at no time do
+        more stand.
+
+        Args:
+            canvas: B rows of L positions, partly masked.
+            targets: ``[B, L]`` int64, the tokens to score.
+            scored: ``[B, L]`` bool, where.
+        """
+        rows, columns = scored.nonzero(as_tuple=True)
+        features, targets = self._encode_canvas(canvas)[rows, columns], targets[rows, columns]
+        chunks = self._chunks(len(features))
+        parts = []
+        for start, size in chunks:
+            inputs = features[start : start + size], targets[start : start + size]
+            lean = torch.is_grad_enabled() and len(chunks) > 1
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            parts.append(checkpoint(self._score, *inputs, **options) if lean else self._score(*inputs))
+        log_prob, centred = (torch.cat(values) for values in zip(*parts, strict=True))
+        zeros = log_prob.new_zeros(scored.shape)
+        return Score(zeros.index_put((rows, columns), log_prob), zeros.index_put((rows, columns), centred))
+
+    def _score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.head(features).float()
+        mask = targets.new_tensor([self.mask_token_id])
+        log_normaliser = logits.index_fill(1, mask, -torch.inf).logsumexp(dim=-1)
+        mean = logits.index_fill(1, mask, 0.0).sum(dim=-1) / (logits.shape[-1] - 1)
+        target = logits.gather(1, targets[:, None])[:, 0]
+        return target - log_normaliser, target - mean
+
+    def _encode_canvas(self, canvas: Canvas) -> Tensor:
+        """Features of the completion's positions, ``[B, L, H]``."""
+        tokens = torch.cat([canvas.prompt, canvas.tokens], dim=1)
+        attention_mask = torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)
+        return self.encode(tokens, attention_mask)[:, -canvas.tokens.shape[1] :]
+
+    def _chunks(self, positions: int) -> list[tuple[int, int]]:
+        """Start and size of runs of positions whose logits fit into `CHUNK`; at least one, perhaps empty."""
+        size = max(1, CHUNK // self.vocab_size)
+        return [(start, size) for start in range(0, max(positions, 1), size)]
 
     def __deepcopy__(self, memo) -> Denoiser:
         """Gymnasium deep-copies specs and their keyword arguments; weights exist once."""

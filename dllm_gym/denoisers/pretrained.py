@@ -1,124 +1,217 @@
-"""Denoisers that are transformers models with bidirectional attention, loaded strictly and without remote code."""
+"""Denoisers that are transformers models with bidirectional attention: embedded, LLaDA, Dream, and adapters on them."""
 
 from __future__ import annotations
 
-import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dllm_gym.denoisers import checkpoints
 from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.denoisers.checkpoints import EMBEDDED
+from dllm_gym.denoisers.oracle import OracleDenoiser
 
-ASSETS = Path(__file__).parents[1] / "assets"
-EMBEDDED = {"embedded": ASSETS / "embedded", "embedded-early": ASSETS / "embedded-early"}
+__all__ = ["EMBEDDED", "PretrainedDenoiser", "load_denoiser"]
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
 
 class PretrainedDenoiser(Denoiser):
-    """A bidirectional transformers causal-LM class, used as a masked denoiser: position i predicts the token AT i.
+    """A transformers causal-LM class with bidirectional attention, used as a masked denoiser.
 
     Padding on the left is masked out of attention and positions count from the first real token, so a padded row
     equals the row alone.
+
+    Some models (Dream) predict token i in column i - 1, as the autoregressive model did that they began as. Then
+    `encode` moves everything one column to the right. The first real token of a row has no column before it and takes
+    its own, as Dream's generation code does: what is predicted there is a guess at the token after it, and means
+    nothing; a prompt of at least one token keeps it out of the way.
     """
 
     def __init__(self, model, tokenizer):
+        """Take a bidirectional `LlamaForCausalLM` or `Qwen2ForCausalLM` and freeze it."""
+        config = model.config
+        if not hasattr(config, "end_token_ids"):
+            checkpoints.set_tokens(type(model).__name__, config, config.to_dict(), tokenizer)
         self.model = model.eval().requires_grad_(False)
+        """The transformers model, or the peft model around it."""
         self.tokenizer = tokenizer
-        self.mask_token_id = tokenizer.mask_token_id
-        self.eos_token_id = tokenizer.eos_token_id
-        self.eos_token_ids = frozenset({tokenizer.eos_token_id})
-        self.vocab_size = model.config.vocab_size
-        self.context_length = model.config.max_position_embeddings
-        self.device = model.device
-        self.default_dataset = "embedded"
+        self.mask_token_id = config.mask_token_id
+        self.eos_token_id = config.fill_token_id
+        self.eos_token_ids = frozenset(config.end_token_ids)
+        self.vocab_size = config.vocab_size
+        self.context_length = config.max_position_embeddings
+        self.device = model.get_input_embeddings().weight.device
+        self.default_dataset = config.default_dataset
+        self.shifted = config.shifted
+
+    @property
+    def causal_lm(self):
+        """The transformers model itself, with whatever adapters peft has put into it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def encode(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if attention_mask is None or attention_mask.all():
-            return self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
-        position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return self.model.model(
-            input_ids=tokens, attention_mask=attention_mask.long(), position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+        padded = attention_mask is not None and not attention_mask.all()
+        padding = {}
+        if padded:
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+            padding = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
+        features = self.causal_lm.model(input_ids=tokens, use_cache=False, **padding).last_hidden_state
+        features = features.to(tokens.device)  # with a device map they may end up elsewhere
+        if self.shifted:
+            first = attention_mask.int().argmax(dim=1, keepdim=True) if padded else 0
+            columns = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+            features = _take(features, (columns - 1).clamp(min=first))
+        return features
 
     def head(self, features: Tensor) -> Tensor:
-        return self.model.lm_head(features)
+        return self.causal_lm.lm_head(features).to(features.device)
 
     def logits(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         features = self.encode(tokens, attention_mask)
-        if positions is not None:
-            features = features.gather(1, positions[..., None].expand(-1, -1, features.shape[-1]))
-        return self.head(features)
+        return self.head(features if positions is None else _take(features, positions))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `load_denoiser` takes: safetensors in the model's dtype, config and tokenizer.
+
+        With an adapter: only the adapter, whose base is written down as the name or folder that it was loaded from.
+        """
+        with checkpoints.quiet():
+            if self.model is self.causal_lm:
+                self.model.save_pretrained(folder)
+            else:
+                for config in self.model.peft_config.values():
+                    config.base_model_name_or_path = self.causal_lm.name_or_path
+                # peft would otherwise look the base up on the hub, to see whether its vocabulary has grown
+                self.model.save_pretrained(folder, save_embedding_layers=False)
+        self.tokenizer.save_pretrained(folder)
 
 
-def load_denoiser(name_or_path: str, device: str = "auto", dtype: str | torch.dtype = "auto") -> Denoiser:
-    """A denoiser by name or folder.
+def load_denoiser(
+    name_or_path: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    attention: str = "auto",
+    device_map: str | dict | None = None,
+) -> Denoiser:
+    """A denoiser by name, folder or hub id. Nothing that a checkpoint brings is run, and no pickle is read.
 
     Args:
-        name_or_path: "embedded", "embedded-early", or a folder that `train_policy.py sft` wrote (config.json of
-            model_type "llama" with ``is_causal: false``, safetensors weights, a tokenizer with a mask token).
+        name_or_path: "embedded", "embedded-early" or "oracle"; a folder; or a hub id ("GSAI-ML/LLaDA-8B-Instruct",
+            "Dream-org/Dream-v0-Instruct-7B"), which is downloaded once. A folder may hold LLaDA (model_type "llada") or
+            Dream ("Dream") as published, in one or several safetensors files; what `train_policy.py sft` or
+            `PretrainedDenoiser.save` wrote; or a peft adapter (adapter_config.json): it is loaded frozen on its base.
         device: "auto" (CUDA where there is one), or a torch device.
-        dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), or a torch dtype or its name.
+        dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "bfloat16", "float16", "float32" ("bf16", "fp16",
+            "fp32"), or a torch dtype.
+        attention: "auto" ("sdpa" on CUDA; "eager" on a CPU, where it is faster for short sequences), "sdpa", "eager" or "flash_attention_2".
+        device_map: handed to transformers' `from_pretrained` ("auto", or modules and their devices), to spread a model
+            over several GPUs; instead of `device`, which is then the embedding's.
 
     Raises:
-        FileNotFoundError: neither a known name nor a folder.
-        ValueError: a checkpoint of another kind, truncated, or with missing, extra or misshapen weights.
+        FileNotFoundError: neither a known name, nor a checkpoint folder, nor to be had from the hub.
+        ValueError: a checkpoint of another kind, incomplete, or with missing, unused or misshapen weights; a config
+            that the transformers class cannot express; no mask or end token; an argument not among the above.
+        ImportError: an adapter without peft.
     """
-    path = EMBEDDED.get(str(name_or_path), Path(name_or_path))
+    if str(name_or_path) == "oracle":
+        return OracleDenoiser.default("cpu" if device == "auto" else device)
     given = f"denoiser={str(name_or_path)!r}"
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{given}: must be one of {sorted(EMBEDDED)}, "
-            f"or a folder with config.json, model.safetensors and a tokenizer."
-        )
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{given}: config.json is not JSON ({error}).") from None
-    if config.get("model_type") != "llama" or config.get("is_causal", True):
-        raise ValueError(
-            f"{given}: model_type={config.get('model_type')!r}, is_causal={config.get('is_causal', True)}; "
-            f"can be read: model_type 'llama' with is_causal false, as `train_policy.py sft` writes it."
-        )
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    dtype_given = dtype
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = DTYPES.get(dtype)
+    if not (dtype == "auto" or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+        raise ValueError(f"dtype={dtype_given!r}: must be 'auto', a floating torch dtype, or one of {sorted(DTYPES)}.")
+    if device_map is not None and device != "auto":
+        raise ValueError(f"device={str(device)!r}: leave it out where device_map is given; the map says the devices.")
+    _require_attention(attention)
 
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    folder, source = checkpoints.find_folder(given, name_or_path)
+    if not (folder / "config.json").is_file():
+        return _load_adapter(given, folder, device=device, dtype=dtype, attention=attention, device_map=device_map)
+    if device_map is None:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        device_map = {"": device}  # read straight to where it belongs
     if dtype == "auto":
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        on_cuda = device.type == "cuda" if isinstance(device, torch.device) else torch.cuda.is_available()
+        dtype = torch.bfloat16 if on_cuda else torch.float32
+    if attention == "auto":
+        attention = "eager" if isinstance(device, torch.device) and device.type == "cpu" else "sdpa"
+
+    raw = checkpoints.read_json(given, folder / "config.json")
+    model_class, config, names = checkpoints.read_config(given, folder, raw)
+    tokenizer = checkpoints.read_tokenizer(given, folder)
+    checkpoints.set_tokens(given, config, raw, tokenizer)
+    weights = checkpoints.read_weights(given, folder, model_class, config, names)
+    with checkpoints.quiet():
+        model = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attention,
+        )
+    model.name_or_path = source  # peft writes it into adapters
+    return PretrainedDenoiser(model, tokenizer)
+
+
+def _load_adapter(given: str, folder: Path, **options) -> PretrainedDenoiser:
+    """The base that an adapter folder names, with the adapter on it."""
     try:
-        with _quiet():
-            model, report = LlamaForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # the report names them, and is refused below
-                output_loading_info=True,
+        from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    except ImportError:
+        raise ImportError(f"{given}: an adapter needs peft: pip install peft.") from None
+
+    raw = checkpoints.read_json(given, folder / checkpoints.ADAPTER)
+    base = raw.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{given}: {checkpoints.ADAPTER} has no base_model_name_or_path.")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{given}: no adapter_model.safetensors; pickled .bin weights are never read.")
+    try:
+        denoiser = load_denoiser(base, **options)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{given}: the adapter's base cannot be loaded: {error}") from error
+    if denoiser.model is not denoiser.causal_lm:
+        raise ValueError(f"{given}: the adapter's base {base!r} is an adapter itself; merge the two first.")
+    with checkpoints.reading(given, "the adapter"):
+        config = PeftConfig.from_pretrained(folder)
+        if config.is_prompt_learning:
+            raise ValueError(f"{given}: peft_type={raw['peft_type']!r} writes into the prompt; LoRA can be read.")
+        config.inference_mode = True
+        weights = checkpoints.read_safetensors(folder / "adapter_model.safetensors")
+        model = get_peft_model(denoiser.model, config)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+        checkpoints.require_fit(given, checkpoints.ADAPTER, expected, weights)
+        set_peft_model_state_dict(model, weights)
+    denoiser.model = model.eval().requires_grad_(False)
+    return denoiser
+
+
+def _require_attention(attention: str) -> None:
+    if attention not in ATTENTION:
+        raise ValueError(f"attention={attention!r}: must be one of {list(ATTENTION)}.")
+    if attention == "flash_attention_2":
+        from transformers.utils import is_flash_attn_2_available
+
+        if not is_flash_attn_2_available():
+            raise ValueError(
+                "attention='flash_attention_2': flash-attn is not installed, or there is no CUDA device; "
+                "install it, or take 'sdpa'."
             )
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{given}: the checkpoint cannot be read ({reason}).") from error
-    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys and kind.endswith("keys")}
-    if wrong:
-        raise ValueError(f"{given}: the weights do not fit config.json: {wrong}.")
-    if tokenizer.mask_token_id is None:
-        raise ValueError(f"{given}: the tokenizer has no mask token.")
-    return PretrainedDenoiser(model.to(device), tokenizer)
 
 
-@contextmanager
-def _quiet():
-    """Without transformers' loading bar and load report: what is wrong becomes an error here."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
+def _take(features: Tensor, columns: Tensor) -> Tensor:
+    """Columns ``[B, S]`` of features ``[B, T, H]``."""
+    return features.gather(1, columns[..., None].expand(-1, -1, features.shape[-1]))

@@ -202,7 +202,8 @@ class Episodes:
                 "problem_id": problem.id,
                 "step_limit": bool(limited[row]),
             }
-            finished.append(Finished(row, float(self.reward(score, nfe, self.gen_length, self.alpha)), info))
+            reward = self.reward(score, nfe, self.gen_length, self.alpha)
+            finished.append(Finished(row, float("nan" if reward is None else reward), info))
         self.active[rows] = False
         self.observation = self.observation.put(index, self._empty_observation(ended))
         self.probability = self.probability.index_fill(0, index, 0.0)

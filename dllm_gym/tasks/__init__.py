@@ -5,9 +5,10 @@ from __future__ import annotations
 from dllm_gym.tasks.base import Task
 from dllm_gym.tasks.countdown import Countdown
 from dllm_gym.tasks.gsm8k import GSM8K
+from dllm_gym.tasks.oracle import Oracle
 from dllm_gym.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (GSM8K, Countdown, Sudoku)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (GSM8K, Countdown, Sudoku, Oracle)}
 
 
 def make_task(name: str, dataset: str | None = None, split: str = "train") -> Task:

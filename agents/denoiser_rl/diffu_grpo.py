@@ -1,0 +1,58 @@
+"""diffu-GRPO, of d1 (arXiv 2504.12216).
+
+GRPO on token log-probabilities of one fully masked forward pass, the prompt's tokens masked with probability 0.15 so
+that inner iterations differ. Cheap, and biased: no token sees another of its completion.
+
+Deviation: a completion's tokens are averaged before completions are (as in GRPO's paper); the published code averages
+all tokens of a batch.
+
+Metrics: ``clip_fraction`` of scored tokens whose ratio is outside [1 - clip, 1 + clip]; ``kl`` to the reference (k3,
+per scored token).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from dllm_gym.agents.denoiser_rl import ratio, trainer
+from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, TrainerConfig
+
+
+@dataclass
+class DiffuGRPOConfig(TrainerConfig):
+    """Train the denoiser with diffu-GRPO."""
+
+    corruption: CorruptionConfig = field(
+        default_factory=lambda: CorruptionConfig("full", maskings=1, p_mask_prompt=0.15)
+    )
+    """How completions are masked."""
+    inner_iterations: int = 12
+    """Updates on each batch, each with masks of its own."""
+    clip: float = 0.5
+    """A token's ratio is held in [1 - clip, 1 + clip]."""
+    kl_weight: float = 0.04
+    """Of the divergence from the reference."""
+
+    uses_old: ClassVar[bool] = True
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.kl_weight > 0
+
+    def check(self) -> None:
+        super().check()
+        ratio.check_clip(self.clip, self.kl_weight)
+
+
+def diffu_grpo_loss(batch: Batch, config: DiffuGRPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """See `ratio.token_ratio_loss`."""
+    return ratio.token_ratio_loss(batch, config.clip, config.kl_weight)
+
+
+def train(config: DiffuGRPOConfig) -> Path:
+    """Train; see `trainer.train`."""
+    return trainer.train("diffu-grpo", config, diffu_grpo_loss)

@@ -1,0 +1,183 @@
+"""Train the denoiser with RL: the loop that every objective of this folder shares.
+
+    problems -> (a sampler decodes with the denoiser, in the environment) -> Rollout -> group-relative advantages
+             -> maskings -> scores of the masked tokens (new, old, reference) -> the objective's loss -> update
+
+Metrics, one row an iteration: ``reward`` (what is maximised), ``accuracy``, ``nfe``, ``completion_length`` (tokens up
+to the end); ``entropy`` of the denoiser at the positions that could be chosen, in nats; ``equal_groups`` share of
+groups without any difference in reward (they teach nothing); ``excluded`` episodes whose reward was not a number;
+``step_kl`` half the squared change of a token's log-probability in this iteration (k2, per scored token); ``loss`` and
+the objective's own, means over inner iterations; ``gradient_norm`` before clipping; ``learning_rate``; ``forwards``
+denoiser rows forwarded while decoding so far; ``tokens_per_second`` completion tokens sampled and trained on;
+``seconds`` of training so far, and ``sampling_share`` of the iteration's; ``peak_memory_gb``.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from dllm_gym.agents.config import cosine, make_env, seeded
+from dllm_gym.agents.denoiser_rl.corruption import check_corruption, completion_mask
+from dllm_gym.agents.denoiser_rl.learner import Learner
+from dllm_gym.agents.denoiser_rl.objective import Loss, TrainerConfig
+from dllm_gym.agents.denoiser_rl.report import report
+from dllm_gym.agents.report import progress_bar
+from dllm_gym.agents.rollout import Policy, collect
+from dllm_gym.agents.run import Run
+from dllm_gym.agents.samplers import make_sampler, reseeded
+from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.types import Rollout
+
+
+def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
+    """Train, then compare the denoiser with what it was on held-out problems. Returns the run's folder.
+
+    Several processes (`accelerate launch`) share the problems of an iteration.
+    """
+    config.check()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = make_accelerator(config)
+    denoiser = load_denoiser(config.env.denoiser, accelerator.device, config.env.dtype)
+    env = make_env(replace(config.env, denoiser=denoiser))
+    check_masking(config, env)
+    sampler = make_sampler(config.sampler)
+    learner = Learner(denoiser, config, loss, accelerator)
+    run = Run(algorithm, config, main=accelerator.is_main_process)
+    start, totals = 0, {"forwards": 0, "seconds": 0.0}
+    if restored := run.load():
+        start, state = restored
+        learner.load_state_dict(state["learner"])
+        totals = state["totals"]
+
+    with run, progress_bar(config.iterations, start, show=accelerator.is_main_process) as bar:
+        for iteration in range(start, config.iterations):
+            metrics, problems = improve(learner, env, sampler, iteration)
+            totals = {name: total + metrics[name] for name, total in totals.items()}
+            done = iteration + 1
+            run.log(done, metrics | totals, problems)
+            bar(done, metrics)
+            asked = torch.tensor(float(run.stop_requested), device=accelerator.device)
+            stop = run.stop_requested = bool(accelerator.reduce(asked) > 0)  # one process stops: all do
+            if done % config.checkpoint_every == 0 or done == config.iterations or stop:
+                run.save(done, {"learner": learner.state_dict(), "totals": totals})
+            if stop:
+                return run.folder
+        if accelerator.is_main_process:
+            denoiser.save(run.folder / "denoiser")
+            # The others are done: waiting for a long comparison, they would run into the backend's timeout.
+            run.finish(report(run.folder, config.report, config.env, denoiser, algorithm))
+    return run.folder
+
+
+def improve(
+    learner: Learner, env: UnmaskingVectorEnv, sampler: Policy, iteration: int
+) -> tuple[dict[str, float], np.ndarray]:
+    """One iteration: sample, score, update. Returns the metrics and the indices of the problems."""
+    config, accelerator, since = learner.config, learner.accelerator, time.perf_counter()
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    # Everything drawn follows from (seed, iteration, process), so a resumed run needs no generator state.
+    problems = np.random.default_rng([config.seed, iteration]).integers(len(env.episodes.task), size=config.problems)
+    rng = np.random.default_rng([config.seed, iteration, rank])
+    token_seed, sampler_seed, mask_seed = (int(n) for n in rng.integers(2**32, size=3))
+    own = np.repeat(problems[rank::processes], config.group)
+    rollout = collect(env, reseeded(sampler, sampler_seed), own, seed=token_seed, explore=False)
+    sampled = time.perf_counter()
+
+    valid = rollout.reward.isfinite()
+    for i in (~valid).nonzero()[:, 0].tolist():
+        print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
+    advantage = config.advantages(rollout.reward.view(-1, config.group)).flatten()
+    sampling = summarise(rollout, valid, learner.end_tokens, config.group)
+    sampling = dict(zip(sampling, accelerator.reduce(torch.stack(list(sampling.values()))).tolist(), strict=True))
+    weight = valid / max(1.0, sampling["valid"])
+    prompts = [env.episodes.encode_prompt(problem) for problem in rollout.problems]
+    generator = torch.Generator(accelerator.device).manual_seed(mask_seed)
+    rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
+    with seeded(mask_seed):  # dropout
+        metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate)
+
+    seconds = time.perf_counter() - since
+    means = {name: sampling[name] / max(1.0, sampling["valid"]) for name in MEANS}
+    return metrics | means | {
+        "entropy": sampling["entropy"] / max(1.0, sampling["choices"]),
+        "equal_groups": sampling["equal_groups"] / config.problems,
+        "excluded": config.problems * config.group - sampling["valid"],
+        "learning_rate": rate,
+        "tokens_per_second": sampling["completion_length"] / seconds,
+        "sampling_share": (sampled - since) / seconds,
+        "peak_memory_gb": peak_memory_gb(accelerator.device),
+        "forwards": sampling["nfe"],
+        "seconds": seconds,
+    }, problems
+
+
+MEANS = ("reward", "accuracy", "nfe", "completion_length")
+
+
+def summarise(rollout: Rollout, valid: Tensor, end_tokens: Tensor, group: int) -> dict[str, Tensor]:
+    """Sums over this process's completions, float32 scalars; of `MEANS` over those whose reward is a number."""
+    lengths = completion_mask(rollout.tokens, end_tokens).sum(dim=1)
+    values = zip(MEANS, (rollout.reward, rollout.correct, rollout.nfe, lengths), strict=True)
+    groups = torch.where(valid, rollout.reward, torch.nan).view(-1, group)
+    first = groups.nan_to_num(-torch.inf).amax(dim=1, keepdim=True)
+    equal = ((groups == first) | groups.isnan()).all(dim=1)
+    eligible = rollout.observation.eligible
+    sums = {name: value[valid].sum() for name, value in values} | {
+        "valid": valid.sum(),
+        "equal_groups": equal.sum(),
+        "entropy": rollout.observation.entropy[eligible].sum(),
+        "choices": eligible.sum(),
+    }
+    return {name: value.float() for name, value in sums.items()}
+
+
+def check_masking(config: TrainerConfig, env: UnmaskingVectorEnv) -> None:
+    """Refuse a corruption that does not fit the environment. Raises ValueError."""
+    kind, episodes = config.corruption, env.episodes
+    check_corruption(
+        kind.kind,
+        kind.maskings,
+        episodes.gen_length,
+        kind.block_length or episodes.block_length,
+        kind.p_mask_prompt,
+    )
+
+
+def make_accelerator(config: TrainerConfig) -> Accelerator:
+    """Devices and processes as `accelerate launch` says.
+
+    Raises:
+        ValueError: problems that cannot be shared evenly, or a way of sharding that hides the weights from decoding.
+    """
+    accelerator = Accelerator(cpu=config.env.device == "cpu" or not torch.cuda.is_available())
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"accelerate's {kind.value}: decoding needs whole weights on every device; launch with plain data "
+            f"parallelism (DDP), and fit the denoiser with --lora.rank, --env.dtype bfloat16, --microbatch."
+        )
+    if config.problems % accelerator.num_processes:
+        raise ValueError(
+            f"problems={config.problems}: must be a multiple of the {accelerator.num_processes} processes."
+        )
+    return accelerator
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory in use so far, in GB (10^9 bytes): of the GPU's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,51 @@
+"""UniGRPO, of MMaDA (arXiv 2505.15809).
+
+GRPO on the masked tokens of a completion that is masked at a random ratio, the same masks for old, new and reference,
+so that over the inner iterations every stage of denoising is trained.
+
+Metrics: ``clip_fraction`` of scored tokens whose ratio is outside [1 - clip, 1 + clip]; ``kl`` to the reference (k3,
+per scored token).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from dllm_gym.agents.denoiser_rl import ratio, trainer
+from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, TrainerConfig
+
+
+@dataclass
+class UniGRPOConfig(TrainerConfig):
+    """Train the denoiser with UniGRPO."""
+
+    corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("bernoulli"))
+    """How completions are masked."""
+    clip: float = 0.2
+    """A token's ratio is held in [1 - clip, 1 + clip]."""
+    kl_weight: float = 0.01
+    """Of the divergence from the reference."""
+
+    uses_old: ClassVar[bool] = True
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.kl_weight > 0
+
+    def check(self) -> None:
+        super().check()
+        ratio.check_clip(self.clip, self.kl_weight)
+
+
+def unigrpo_loss(batch: Batch, config: UniGRPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """See `ratio.token_ratio_loss`."""
+    return ratio.token_ratio_loss(batch, config.clip, config.kl_weight)
+
+
+def train(config: UniGRPOConfig) -> Path:
+    """Train; see `trainer.train`."""
+    return trainer.train("unigrpo", config, unigrpo_loss)

@@ -1,0 +1,534 @@
+"""LLaDA and Dream from tiny checkpoints in their own naming, against their forward pass written out here."""
+
+import json
+import shutil
+
+import gymnasium as gym
+import huggingface_hub
+import pytest
+import torch
+from checkpoints import write_dream, write_llada
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+import dllm_gym
+from dllm_gym import decoding, load_denoiser
+from dllm_gym.denoisers.pretrained import PretrainedDenoiser
+
+WRITERS = {"llada": write_llada, "dream": write_dream}
+PROBLEMS = [("What is 2 + 2?", "It is 4.\n#### 4"), ("A longer one: what is twice 21?", "#### 42")]
+LLADA_ENDS, DREAM_ENDS = {257, 260}, {256, 258}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One folder a kind. Tests that change a folder take `copy`."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {kind: write(root / kind) for kind, write in WRITERS.items()}
+
+
+@pytest.fixture(params=WRITERS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(kind, folders):
+    return folders[kind]
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "problems.jsonl"
+    path.write_text("\n".join(json.dumps({"question": q, "answer": a}) for q, a in PROBLEMS))
+    return str(path)
+
+
+def some_tokens(length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(256, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def reference(folder, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits ``[T, V]`` of the token at each position, as the original code computes them, in float64."""
+    config = json.loads((folder / "config.json").read_text())
+    files = sorted(folder.glob("*.safetensors"))
+    weights = {name: weight.double() for file in files for name, weight in load_file(file).items()}
+    if config["model_type"] == "llada":
+        layers, heads, groups = config["n_layers"], config["n_heads"], config["n_kv_heads"]
+        block, embed, norm, head = (
+            "model.transformer.blocks.{}.",
+            *(f"model.transformer.{name}" for name in ("wte", "ln_f", "ff_out")),
+        )
+        before, after = "attn_norm", "ff_norm"
+        q, k, v, o, gate, up, down = "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out".split()
+    else:
+        layers, heads, groups = (
+            config[f"num_{name}"] for name in ("hidden_layers", "attention_heads", "key_value_heads")
+        )
+        block, embed, norm, head = "model.layers.{}.", "model.embed_tokens", "model.norm", "lm_head"
+        before, after = "input_layernorm", "post_attention_layernorm"
+        q, k, v, o = (f"self_attn.{name}_proj" for name in "qkvo")
+        gate, up, down = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+
+    def linear(x, name):
+        return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def rms_norm(x, name):
+        return x * (x.pow(2).mean(dim=-1, keepdim=True) + config["rms_norm_eps"]).rsqrt() * weights[f"{name}.weight"]
+
+    x = weights[f"{embed}.weight"][tokens]
+    length, width = x.shape
+    size = width // heads
+    angles = torch.outer(
+        torch.arange(length).double(), config["rope_theta"] ** -(torch.arange(0, size, 2).double() / size)
+    )
+    cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+
+    def rotate(x):
+        left, right = x.chunk(2, dim=-1)
+        return x * cos + torch.cat([-right, left], dim=-1) * sin
+
+    def split(x, count):
+        return x.view(length, count, size).transpose(0, 1).repeat_interleave(heads // count, dim=0)
+
+    for layer in range(layers):
+        at = block.format(layer)
+        y = rms_norm(x, at + before)
+        queries = rotate(split(linear(y, at + q), heads))
+        keys, values = rotate(split(linear(y, at + k), groups)), split(linear(y, at + v), groups)
+        attention = (queries @ keys.transpose(1, 2) / size**0.5).softmax(dim=-1)  # every position sees every other
+        x = x + linear((attention @ values).transpose(0, 1).reshape(length, width), at + o)
+        y = rms_norm(x, at + after)
+        x = x + linear(F.silu(linear(y, at + gate)) * linear(y, at + up), at + down)
+    logits = linear(rms_norm(x, norm), head if f"{head}.weight" in weights else embed)
+    return logits if config["model_type"] == "llada" else torch.cat([logits[:1], logits[:-1]])
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance)
+
+
+def error_of(expected: type[Exception], *arguments, **options) -> str:
+    with pytest.raises(expected) as caught:
+        load_denoiser(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# The forward pass
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_logits_are_those_of_the_original_code(attention, folder):
+    denoiser = load_denoiser(folder, attention=attention)
+    assert denoiser.model.config._attn_implementation == attention
+    tokens = torch.stack([some_tokens(40, seed) for seed in (0, 1)])
+    tokens[:, 20:35] = denoiser.mask_token_id
+    logits = denoiser.logits(tokens)
+    assert logits.dtype == torch.float32 and logits.std() > 0.5
+    assert all(close(logits[row], reference(folder, tokens[row])) for row in range(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("write", "changes"),
+    [
+        (write_llada, {"weight_tying": True, "n_kv_heads": 2}),
+        (write_llada, {"rope_theta": 10000.0, "rms_norm_eps": 0.1, "n_heads": 2, "n_kv_heads": 1}),
+        (write_dream, {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+        (write_dream, {"rope_theta": 10000.0, "rms_norm_eps": 0.1, "num_attention_heads": 8}),
+    ],
+)
+def test_other_shapes(write, changes, tmp_path):
+    folder = write(tmp_path / "other", **changes)
+    assert close(load_denoiser(folder).logits(some_tokens(30)[None])[0], reference(folder, some_tokens(30)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_padded_row_equals_the_row_alone(attention, folder):
+    denoiser = load_denoiser(folder, attention=attention)
+    rows = [some_tokens(length, length) for length in (30, 23, 1)]
+    tokens, mask = decoding.pad_left(rows)
+    for padding in (0, 77):
+        logits = denoiser.logits(torch.where(mask, tokens, padding), mask)
+        for row, alone in enumerate(rows):
+            assert close(logits[row, mask[row]], reference(folder, alone))
+
+
+@torch.no_grad()
+def test_logits_at_positions(folder):
+    denoiser = load_denoiser(folder)
+    tokens, positions = some_tokens(20)[None], torch.tensor([[19, 0, 1, 7]])
+    assert close(denoiser.logits(tokens, positions=positions), denoiser.logits(tokens)[:, positions[0]])
+
+
+def test_dream_predicts_a_token_from_the_column_before_and_the_first_from_its_own(folders):
+    denoiser = load_denoiser(folders["dream"])
+    tokens, mask = decoding.pad_left([some_tokens(9), some_tokens(5)])
+    features = denoiser.encode(tokens, mask)
+    denoiser.shifted = False
+    own = denoiser.encode(tokens, mask)
+    assert torch.equal(features[:, 5:], own[:, 4:-1]) and torch.equal(features[0, 1:], own[0, :-1])
+    assert torch.equal(features[0, 0], own[0, 0]) and torch.equal(features[1, 4], own[1, 4])
+
+
+# Loading
+
+
+@torch.no_grad()
+def test_shards_are_one_checkpoint(kind, folder, tmp_path):
+    sharded = WRITERS[kind](tmp_path / "sharded", shards=3)
+    assert len(list(sharded.glob("*.safetensors"))) == 3
+    tokens = some_tokens(20)[None]
+    assert torch.equal(load_denoiser(sharded).logits(tokens), load_denoiser(folder).logits(tokens))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "dtype", "tolerance"), [("bf16", torch.bfloat16, 0.2), ("fp16", torch.float16, 0.05)])
+def test_half_precision(name, dtype, tolerance, folder):
+    denoiser = load_denoiser(folder, dtype=name)
+    assert {parameter.dtype for parameter in denoiser.model.parameters()} == {dtype}
+    logits = denoiser.logits(some_tokens(30)[None])
+    assert logits.dtype == dtype and close(logits[0], reference(folder, some_tokens(30)), tolerance)
+
+
+def test_facts_that_decoding_relies_on(kind, folder):
+    denoiser = load_denoiser(str(folder))
+    facts = (denoiser.mask_token_id, denoiser.eos_token_id, set(denoiser.eos_token_ids))
+    assert facts == {"llada": (261, 257, LLADA_ENDS), "dream": (260, 256, DREAM_ENDS)}[kind]
+    assert (denoiser.vocab_size, denoiser.context_length, denoiser.default_dataset) == (272, 512, "hub")
+    assert denoiser.device == torch.device("cpu") and not any(p.requires_grad for p in denoiser.model.parameters())
+    tokenizer = denoiser.tokenizer
+    text = "<|endoftext|>What is 2 + 2?\n~ü"
+    tokens = tokenizer(text)["input_ids"]
+    assert tokens[0] == denoiser.eos_token_id and max(tokens[1:]) < 256 and tokenizer.decode(tokens) == text
+
+
+@pytest.mark.parametrize("changes", [{"pad_token_id": None}, {"eos_token_id": [257, 65]}])
+def test_end_tokens_come_from_the_config_and_the_tokenizer(changes, tmp_path):
+    denoiser = load_denoiser(write_llada(tmp_path / "other", **changes))
+    assert denoiser.eos_token_ids == LLADA_ENDS | ({65} if "eos_token_id" in changes else set())
+
+
+def test_the_embedded_denoiser_is_as_it_was(embedded):
+    facts = (embedded.mask_token_id, embedded.eos_token_id, embedded.eos_token_ids, embedded.default_dataset)
+    assert facts == (2, 1, {1}, "embedded") and not embedded.shifted
+
+
+def test_a_hub_id_is_a_folder_of_the_cache_without_code_or_pickle(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder,
+    )
+    add_adapter(load_denoiser("some-one/Some.Model-8B"), tmp_path / "adapter")
+    assert asked == [("some-one/Some.Model-8B", ["*.safetensors", "*.json", "*.txt", "*.jinja"])]
+    load_denoiser(tmp_path / "adapter")
+    assert len(asked) == 2 and asked[0] == asked[1]
+
+
+@pytest.mark.parametrize(("option", "wanted"), [("auto", "eager"), ("eager", "eager"), ("sdpa", "sdpa")])
+def test_attention_on_a_cpu(folder, option, wanted):
+    assert load_denoiser(folder, "cpu", attention=option).model.config._attn_implementation == wanted
+
+
+@torch.no_grad()
+def test_device_map(folder):
+    denoiser = load_denoiser(folder, device_map="auto")
+    assert denoiser.device == denoiser.model.lm_head.weight.device
+    tokens = some_tokens(20)
+    assert close(denoiser.logits(tokens[None].to(denoiser.device))[0].cpu(), reference(folder, tokens), 0.2)
+
+
+@torch.no_grad()
+def test_save_and_load_again(folder, tmp_path):
+    denoiser = load_denoiser(folder)
+    for _ in range(2):  # also over itself
+        denoiser.save(tmp_path / "saved")
+        again = load_denoiser(tmp_path / "saved")
+        for name in ("mask_token_id eos_token_id eos_token_ids context_length default_dataset shifted").split():
+            assert getattr(again, name) == getattr(denoiser, name)
+        text = "What is 2 + 2?<|endoftext|>~ü"
+        assert again.tokenizer(text)["input_ids"] == denoiser.tokenizer(text)["input_ids"]
+        assert again.tokenizer.chat_template == denoiser.tokenizer.chat_template
+        assert close(again.logits(some_tokens(20)[None])[0], reference(folder, some_tokens(20)))
+        denoiser = again
+    assert "auto_map" not in "".join(path.read_text() for path in (tmp_path / "saved").glob("*.json"))
+
+
+def test_a_model_of_ones_own(embedded):
+    config = type(embedded.model.config)(**embedded.model.config.to_diff_dict())
+    del config.end_token_ids, config.fill_token_id, config.shifted, config.default_dataset, config.mask_token_id
+    denoiser = PretrainedDenoiser(type(embedded.model)(config), embedded.tokenizer)
+    assert (denoiser.mask_token_id, denoiser.eos_token_ids, denoiser.default_dataset) == (2, {1}, "embedded")
+
+
+# In the environment
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_environment_decodes(temperature, folder, data):
+    options = {"denoiser": str(folder), "dataset": data, "gen_length": 16, "temperature": temperature}
+    env = gym.make_vec("MaskedDiffusion-GSM8K-v0", num_envs=2, split="test", **options)
+    observation, _ = env.reset(seed=0, options={"problem": [0, 1]})
+    for _ in range(16):
+        observation, _, terminated, _, info = env.step(observation["eligible"])
+        if terminated.any():
+            break
+    assert terminated.all()
+    assert (info["final_info"]["nfe"] == 1).all()
+
+    denoiser = load_denoiser(folder)
+    task = dllm_gym.make_task("gsm8k", data, "test")
+    for row in range(2):
+        message = [{"role": "user", "content": task[row].prompt}]
+        prompt = denoiser.tokenizer.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
+        logits = reference(folder, torch.tensor([*prompt, *[denoiser.mask_token_id] * 16]))[-16:]
+        logits[:, denoiser.mask_token_id] = -torch.inf
+        best = logits.argmax(dim=-1).tolist()
+        length = next((i for i, token in enumerate(best) if token in denoiser.eos_token_ids), 16)
+        greedy = denoiser.tokenizer.decode(best[:length], skip_special_tokens=True)
+        assert (info["final_info"]["completion"][row] == greedy) == (temperature == 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "token", "ends"),
+    [
+        *(("llada", token, token in LLADA_ENDS) for token in (256, *LLADA_ENDS)),
+        *(("dream", token, token in DREAM_ENDS) for token in (257, *DREAM_ENDS)),
+    ],
+)
+def test_every_end_token_ends_a_completion(kind, token, ends, folders, data, monkeypatch):
+    denoiser = load_denoiser(folders[kind])
+    certain = F.one_hot(torch.tensor(token), denoiser.vocab_size).float() * 50
+    monkeypatch.setattr(denoiser, "head", lambda features: certain.repeat(len(features), 1))
+    env = gym.make("MaskedDiffusion-GSM8K-v0", denoiser=denoiser, dataset=data, gen_length=16, observe=("token",))
+    env.reset(seed=0)
+    first = torch.arange(16).numpy() == 0
+    observation, _, terminated, _, info = env.step(first)
+    assert terminated == ends
+    if ends:
+        assert info["completion"] == "" and observation["token"].tolist() == [token] + [denoiser.eos_token_id] * 15
+
+
+# Adapters
+
+
+def add_adapter(denoiser, folder=None):
+    """LoRA with weights that change something."""
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"])
+    denoiser.model = get_peft_model(denoiser.model, config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in denoiser.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    if folder is not None:
+        denoiser.save(folder)
+    return denoiser
+
+
+@torch.no_grad()
+def test_an_adapter_is_saved_and_loaded_on_its_base(folder, tmp_path):
+    tokens = some_tokens(20)[None]
+    base = load_denoiser(folder).logits(tokens)
+    trained = add_adapter(load_denoiser(folder), tmp_path / "adapter")
+    changed = trained.logits(tokens)
+    assert (changed - base).abs().max() > 0.1
+    with trained.model.disable_adapter():
+        assert torch.equal(trained.logits(tokens), base)
+
+    names = sorted(path.name for path in (tmp_path / "adapter").glob("*.safetensors"))
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert names == ["adapter_model.safetensors"] and config["base_model_name_or_path"] == str(folder)
+    again = load_denoiser(tmp_path / "adapter")
+    assert close(again.logits(tokens), changed) and not any(p.requires_grad for p in again.model.parameters())
+    assert (again.default_dataset, again.eos_token_ids) == ("hub", trained.eos_token_ids)
+    with again.model.disable_adapter():
+        assert close(again.logits(tokens), base)
+
+    again.model = again.model.merge_and_unload()
+    again.save(tmp_path / "merged")
+    assert close(load_denoiser(tmp_path / "merged").logits(tokens), changed)
+
+
+def test_an_adapter_on_the_embedded_denoiser_in_the_environment(tmp_path):
+    add_adapter(load_denoiser("embedded", dtype="float32"), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "embedded"
+    env = gym.make("MaskedDiffusion-Countdown-v0", denoiser=str(tmp_path / "adapter"), dtype="float32")
+    plain = gym.make("MaskedDiffusion-Countdown-v0", dtype="float32")
+    confidence, other = (e.reset(seed=0)[0]["confidence"] for e in (env, plain))
+    assert abs(confidence - other).max() > 0.01
+
+
+def test_gradients_reach_the_adapter_and_nothing_else(folder):
+    denoiser = add_adapter(load_denoiser(folder))
+    tokens, mask = decoding.pad_left([some_tokens(9), some_tokens(5)])
+    denoiser.logits(tokens, mask).log_softmax(dim=-1)[..., 7].sum().backward()
+    for name, parameter in denoiser.model.named_parameters():
+        moved = parameter.grad is not None and bool(parameter.grad.any())
+        assert moved == ("lora_" in name), name
+
+
+# Errors
+
+
+def change_weights(folder, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("missing", lambda weights, name: weights.pop(name)),
+        ("not used", lambda weights, name: weights.update({name + ".more": weights[name].clone()})),
+        ("of another shape", lambda weights, name: weights.update({name: weights[name][:-1].clone()})),
+    ],
+)
+@pytest.mark.parametrize("part", ["layer", "head"])
+def test_weights_that_do_not_fit(part, what, change, kind, copy):
+    names = {
+        "llada": {"layer": "model.transformer.blocks.1.ff_out.weight", "head": "model.transformer.ff_out.weight"},
+        "dream": {"layer": "model.layers.1.self_attn.q_proj.bias", "head": "lm_head.weight"},
+    }
+    name = names[kind][part]
+    change_weights(copy, lambda weights: change(weights, name))
+    message = error_of(ValueError, copy)
+    assert message.startswith(f"denoiser={str(copy)!r}") and f": {what}: {name}" in message
+
+
+def test_many_wrong_weights_are_one_short_line(copy):
+    change_weights(copy, lambda weights: [weights.pop(name) for name in list(weights)[:-2]])
+    message = error_of(ValueError, copy)
+    assert " more" in message and len(message) < 400 + len(str(copy))
+
+
+def test_missing_shard(kind, tmp_path):
+    folder = WRITERS[kind](tmp_path / "sharded", shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    assert "1 of 3 shards are not there: model-00002-of-00003.safetensors" in error_of(ValueError, folder)
+
+
+def test_pickled_weights_are_never_read(copy):
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    message = error_of(ValueError, copy)
+    assert "pytorch_model.bin" in message and "convert" in message
+    (copy / "pytorch_model.bin").unlink()
+    assert "no weights" in error_of(ValueError, copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model_type": "gpt2"}, ["model_type='gpt2'", "'llada', 'Dream'"]),
+        ({"mask_token_id": None}, ["no mask token"]),
+        ({"mask_token_id": 272}, ["token 272", "272 logits"]),
+        ({"alibi": True}, ["alibi=True"]),
+        ({"rope": False}, ["rope=False"]),
+        ({"activation_type": "swiglu"}, ["activation_type='swiglu'", "'silu'"]),
+        ({"block_type": "sequential", "include_bias": True}, ["block_type='sequential'", "include_bias=True"]),
+        ({"include_qkv_bias": True}, ["include_qkv_bias=True"]),
+        ({"layer_norm_type": "default"}, ["layer_norm_type='default'", "'rms'"]),
+        ({"n_heads": None}, ["lacks n_heads"]),
+        ({"rope_theta": None, "d_model": None}, ["lacks d_model, rope_theta"]),
+        ({"embedding_size": 263}, ["embedding_size=263", "vocab_size=264"]),
+        ({"n_heads": 5}, ["config.json cannot be read"]),
+    ],
+)
+def test_configs_that_cannot_be_read(changes, parts, folders, tmp_path):
+    folder = shutil.copytree(folders["llada"], tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    message = error_of(ValueError, folder)
+    assert [part for part in (f"denoiser={str(folder)!r}", *parts) if part not in message] == []
+
+
+@pytest.mark.parametrize("changes", [{"rope_scaling": {"type": "yarn"}}, {"hidden_act": "gelu"}])
+def test_dream_configs_that_cannot_be_read(changes, folders, tmp_path):
+    folder = shutil.copytree(folders["dream"], tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    (name,) = changes
+    assert f"{name}={changes[name]!r}" in error_of(ValueError, folder)
+
+
+def test_no_end_token(folders, tmp_path):
+    folder = shutil.copytree(folders["llada"], tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None, "pad_token_id": None}))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / file).read_text()
+        (folder / file).write_text(text.replace("endoftext", "one").replace("eot_id", "two").replace("eos_", "other_"))
+    assert "no end token" in error_of(ValueError, folder)
+
+
+def test_no_tokenizer(kind, copy):
+    (copy / {"llada": "tokenizer.json", "dream": "merges.txt"}[kind]).unlink()
+    assert "no tokenizer" in error_of(ValueError, copy)
+
+
+def test_folders_and_hub_ids_that_cannot_be_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read on import
+    message = error_of(FileNotFoundError, "nobody/no-such-model")
+    assert all(part in message for part in ("denoiser='nobody/no-such-model'", "hf download", "give the folder"))
+    assert "'embedded'" in error_of(FileNotFoundError, "no-such-model")
+    assert "neither config.json nor adapter_config.json" in error_of(FileNotFoundError, tmp_path)
+
+
+def test_arguments_that_are_not_allowed(folder):
+    assert "'float7'" in error_of(ValueError, folder, dtype="float7")
+    assert "torch.int64" in error_of(ValueError, folder, dtype=torch.int64)
+    assert "'flash'" in error_of(ValueError, folder, attention="flash")
+    assert "device_map" in error_of(ValueError, folder, device="cpu", device_map="auto")
+
+
+def test_flash_attention_that_is_not_installed(folder, monkeypatch):
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
+    assert "not installed" in error_of(ValueError, folder, attention="flash_attention_2")
+
+
+def test_adapters_that_cannot_be_loaded(kind, copy, tmp_path):
+    adapter = tmp_path / "adapter"
+    add_adapter(load_denoiser(copy), adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = sorted(weights)[0]
+    save_file({n: w for n, w in weights.items() if n != name}, adapter / "adapter_model.safetensors")
+    assert f"missing: {name}" in error_of(ValueError, adapter)
+    save_file(weights | {name: weights[name][:, :-1].clone()}, adapter / "adapter_model.safetensors")
+    assert f"of another shape: {name}" in error_of(ValueError, adapter)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    assert "never read" in error_of(ValueError, adapter)
+    save_file(weights, adapter / "adapter_model.safetensors")
+
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    shutil.copytree(adapter, tmp_path / "second")
+    for base, part in ((str(adapter), "is an adapter itself"), (None, "no base_model_name_or_path")):
+        changed = json.dumps(config | {"base_model_name_or_path": base})
+        (tmp_path / "second/adapter_config.json").write_text(changed)
+        assert part in error_of(ValueError, tmp_path / "second")
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, base_model_name_or_path=str(copy))
+    prompt.save_pretrained(tmp_path / "second")
+    assert "PROMPT_TUNING" in error_of(ValueError, tmp_path / "second")
+
+    shutil.rmtree(copy)
+    message = error_of(FileNotFoundError, adapter)
+    assert str(adapter) in message and str(copy) in message
+
+
+def test_a_prompt_longer_than_the_context(data, tmp_path):
+    folder = write_llada(tmp_path / "short", max_sequence_length=40)
+    with pytest.raises(ValueError, match="exceed the denoiser's context of 40 tokens"):
+        gym.make("MaskedDiffusion-GSM8K-v0", denoiser=str(folder), dataset=data, gen_length=16)
