@@ -40,6 +40,8 @@ SCORES = ("log-prob", "centred-logit", "published-tlc")
 class GDSDConfig(TrainerConfig):
     """Train the denoiser with GDSD."""
 
+    learning_rate: float = 6e-4
+    """Of AdamW; linear warm-up, then a cosine to zero."""
     baseline: str = "leave-one-out"
     """Of the advantage: "group-mean" or "leave-one-out"."""
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("coupled"))
@@ -48,7 +50,7 @@ class GDSDConfig(TrainerConfig):
     """What is regressed: "log-prob", "centred-logit", or "published-tlc"."""
     psi: float = 1.0
     """Nats that a completion's score is to move per unit of advantage."""
-    reference_share: float = 0.0
+    reference_share: float = 0.1
     """b: the reference's share in the teacher; the rest is the denoiser that sampled."""
     clip: float | None = None
     """None: off. Else the difference to old and reference, divided by L, is held in log(1 - clip), log(1 + clip)."""

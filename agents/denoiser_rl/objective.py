@@ -54,21 +54,21 @@ class TrainerConfig:
 
     env: EnvConfig = field(
         default_factory=lambda: EnvConfig(
-            id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early", temperature=1.0, alpha=0.0
+            id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early", temperature=1.0, alpha=0.0, num_envs=256
         )
     )
     """The environment; with alpha 0 the reward is the verifier's score."""
-    sampler: str = "confidence:k=1"
+    sampler: str = "threshold:threshold=0.9"
     """What decodes: a heuristic with its arguments, or the folder of a trained policy."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
     """The comparison at the end."""
-    iterations: int = 100
+    iterations: int = 60
     """Iterations: sample, then update."""
-    problems: int = 16
+    problems: int = 32
     """Problems an iteration, over all processes."""
     group: int = 8
     """Completions a problem (G)."""
-    inner_iterations: int = 4
+    inner_iterations: int = 2
     """Updates on each batch, each with masks of its own."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     """How completions are masked."""
@@ -90,7 +90,7 @@ class TrainerConfig:
     """Low-rank adapters."""
     gradient_checkpointing: bool = False
     """Recompute the denoiser's blocks in the backward pass: less memory, a third more time."""
-    microbatch: int = 128
+    microbatch: int = 64
     """Completions in one forward and backward pass of a process; memory only, not the result."""
     seed: int = 0
     """Of problems, completions and masks."""

@@ -30,7 +30,9 @@ NEGATIVES = ("mixture", "eubo", "elbo", "zero")
 class SPGConfig(TrainerConfig):
     """Train the denoiser with SPG."""
 
-    negative: str = "mixture"
+    learning_rate: float = 3e-4
+    """Of AdamW; linear warm-up, then a cosine to zero."""
+    negative: str = "zero"
     """Surrogate of completions with A <= 0: "mixture", "eubo", "elbo", or "zero" (left out)."""
     beta: float = 1.5
     """Renyi order of the EUBO, at least 1."""

@@ -71,7 +71,7 @@ class UnmaskingEnv(gym.Env):
     | argument | default | meaning |
     | --- | --- | --- |
     | `task` | set by the id | "gsm8k", "countdown", "sudoku", or a `Task` |
-    | `denoiser` | "embedded" | "embedded", "embedded-early", a local folder, or a `Denoiser` object (shared) |
+    | `denoiser` | "embedded" | "embedded", "embedded-early", "oracle", a hub id, a folder, or a `Denoiser` (shared) |
     | `dataset` | None | "embedded" or "hub" (None: as suits the denoiser), a hub id, a local .jsonl, .csv or .parquet |
     | `split` | "train" | "train" or "test", disjoint |
     | `gen_length` | the task's | L, tokens of a completion |
