@@ -25,6 +25,8 @@ from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, Train
 class CoupledGRPOConfig(TrainerConfig):
     """Train the denoiser with coupled-GRPO."""
 
+    learning_rate: float = 2e-4
+    """Of AdamW; linear warm-up, then a cosine to zero."""
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("coupled"))
     """How completions are masked."""
     clip: float = 0.2

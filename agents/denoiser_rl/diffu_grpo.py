@@ -3,8 +3,8 @@
 GRPO on token log-probabilities of one fully masked forward pass, the prompt's tokens masked with probability 0.15 so
 that inner iterations differ. Cheap, and biased: no token sees another of its completion.
 
-Deviations: 4 inner iterations by default instead of 12; a completion's tokens are averaged before completions are (as in GRPO's paper); the published code averages
-all tokens of a batch.
+Deviations: 4 inner iterations by default instead of 12; a completion's tokens are averaged before completions are, as in
+GRPO's paper, where the published code averages all tokens of a batch.
 
 Metrics: ``clip_fraction`` of scored tokens whose ratio is outside [1 - clip, 1 + clip]; ``kl`` to the reference (k3,
 per scored token).
@@ -26,6 +26,8 @@ from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, Train
 class DiffuGRPOConfig(TrainerConfig):
     """Train the denoiser with diffu-GRPO."""
 
+    learning_rate: float = 3e-4
+    """Of AdamW; linear warm-up, then a cosine to zero."""
     corruption: CorruptionConfig = field(
         default_factory=lambda: CorruptionConfig("full", maskings=1, p_mask_prompt=0.15)
     )

@@ -20,6 +20,9 @@ from dllm_gym.agents.denoiser_rl.objective import Batch, TrainerConfig
 class ELBOPGConfig(TrainerConfig):
     """Train the denoiser with the ELBO policy gradient."""
 
+    learning_rate: float = 3e-5
+    """Of AdamW; linear warm-up, then a cosine to zero."""
+
 
 def elbo_pg_loss(batch: Batch, config: ELBOPGConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """``-sum(weight * A * ELBO / L)``."""

@@ -23,9 +23,9 @@ def elbo(log_prob: Tensor, weight: Tensor) -> Tensor:
 def eubo(log_prob: Tensor, weight: Tensor, scored: Tensor, beta: float) -> Tensor:
     """Evidence upper bound of Renyi order beta >= 1: ``1 / beta * log mean_n(w * p^beta)`` (SPG, arXiv 2510.09541).
 
-    The mean is inside the log, token by token, over all n maskings; a token that none of them scores drops out. Up to
-    a constant that does not depend on the parameters it is at or above log p(x | c) for a denoiser that comes from a
-    joint distribution, never below the ELBO, and non-decreasing in beta.
+    The mean is inside the log, token by token, over all n maskings; a token that none of them scores drops out. In
+    expectation over maskings it is at or above log p(x | c) for a denoiser that comes from a joint distribution, never
+    below the ELBO, and non-decreasing in beta; with few maskings neither need hold.
 
     Raises:
         ValueError: beta below 1.

@@ -114,7 +114,8 @@ def load_denoiser(
         device: "auto" (CUDA where there is one), or a torch device.
         dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "bfloat16", "float16", "float32" ("bf16", "fp16",
             "fp32"), or a torch dtype.
-        attention: "auto" ("sdpa" on CUDA; "eager" on a CPU, where it is faster for short sequences), "sdpa", "eager" or "flash_attention_2".
+        attention: "auto" ("sdpa" on CUDA; "eager" on a CPU, where it is faster for short sequences), "sdpa", "eager" or
+            "flash_attention_2".
         device_map: handed to transformers' `from_pretrained` ("auto", or modules and their devices), to spread a model
             over several GPUs; instead of `device`, which is then the embedding's.
 

@@ -1,0 +1,688 @@
+"""Trainers of the denoiser: the loop, the learner, resuming, joint training, mistakes."""
+
+import copy
+import functools
+import itertools
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium as gym
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from scripted import ScriptedTask
+from torch import Tensor
+
+import dllm_gym
+from dllm_gym import make_task
+from dllm_gym.agents import joint, load_policy, make_policy
+from dllm_gym.agents.cli import main
+from dllm_gym.agents.config import EnvConfig, make_env
+from dllm_gym.agents.denoiser_rl import OBJECTIVES, load_objective, trainer
+from dllm_gym.agents.denoiser_rl.corruption import completion_mask, corrupted_canvas
+from dllm_gym.agents.denoiser_rl.diffu_grpo import DiffuGRPOConfig
+from dllm_gym.agents.denoiser_rl.elbo_pg import ELBOPGConfig
+from dllm_gym.agents.denoiser_rl.espo import ESPOConfig, espo_loss
+from dllm_gym.agents.denoiser_rl.gdsd import GDSDConfig, gdsd_loss
+from dllm_gym.agents.denoiser_rl.learner import Learner
+from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, LoRAConfig
+from dllm_gym.agents.denoiser_rl.report import DenoiserReportConfig
+from dllm_gym.agents.denoiser_rl.spg import SPGConfig, spg_loss
+from dllm_gym.agents.denoiser_rl.unigrpo import UniGRPOConfig
+from dllm_gym.agents.joint import JointConfig, phases
+from dllm_gym.agents.policy import PolicyConfig
+from dllm_gym.agents.policy_rl.grpo import GRPOConfig
+from dllm_gym.agents.run import Run
+from dllm_gym.decoding import pad_left
+from dllm_gym.denoisers.oracle import TabularDenoiser
+from dllm_gym.envs.vector import UnmaskingVectorEnv
+
+SUDOKU = EnvConfig(
+    id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early", temperature=1.0, alpha=0.0, num_envs=8, device="cpu"
+)
+SMALL = {"problems": 2, "group": 3, "inner_iterations": 2, "warmup": 1, "threads": 1, "sampler": "confidence:k=4"}
+QUIET = SMALL | {"env": SUDOKU, "report": DenoiserReportConfig(enabled=False), "iterations": 4, "checkpoint_every": 2}
+FLAGS = (
+    "--env.id MaskedDiffusion-Sudoku-v0 --env.num-envs 8 --problems 2 --group 3 --iterations 2 --inner-iterations 2 "
+    "--warmup 1 --threads 1 --sampler confidence:k=4 --report.no-enabled"
+).split()
+TIMING = ("seconds", "tokens_per_second", "sampling_share", "peak_memory_gb")
+
+
+def early(dtype: str = "float32"):
+    return dllm_gym.load_denoiser("embedded-early", device="cpu", dtype=dtype)
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k.split("/")[-1] not in TIMING} for row in rows]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def weights_of(denoiser) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in denoiser.model.named_parameters()}
+
+
+# From the command line
+
+
+@pytest.mark.parametrize("algorithm", OBJECTIVES)
+def test_every_objective_trains_from_the_command_line(algorithm, tmp_path):
+    """Finite metrics, and a denoiser that has changed and that everything takes."""
+    folder = tmp_path / "run"
+    state = torch.get_rng_state()
+    assert main([algorithm, *FLAGS, "--run-dir", str(folder)]) == 0
+    assert torch.equal(state, torch.get_rng_state())
+    one, two = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert all(math.isfinite(value) for value in (one | two).values())
+    shared = {"reward", "accuracy", "nfe", "entropy", "equal_groups", "excluded", "step_kl", "loss", "gradient_norm"}
+    assert set(one) == set(two) > shared | set(TIMING)
+    assert (one["nfe"], one["forwards"], two["forwards"], one["completion_length"]) == (4, 24, 48, 16)
+    assert two["seconds"] > one["seconds"] and one["gradient_norm"] > 0 and one["step_kl"] > 0
+    trained, before = dllm_gym.load_denoiser(folder / "denoiser"), early()
+    assert all(not torch.equal(p, before_p) for p, before_p in zip(*map(changeable, (trained, before)), strict=True))
+    env = gym.make("MaskedDiffusion-Sudoku-v0", denoiser=str(folder / "denoiser"))
+    observation, _ = env.reset(seed=0)
+    assert env.step(observation["eligible"])[2]
+    assert (folder / "summary.json").exists() and (folder / "curve.png").exists()
+
+
+def changeable(denoiser) -> list[Tensor]:
+    """The matrices; what the output does not depend on need not change."""
+    return [p for name, p in denoiser.model.named_parameters() if p.ndim == 2 and "embed" not in name]
+
+
+def test_the_report_compares_before_and_after(tmp_path, capsys):
+    folder = tmp_path / "run"
+    flags = [*FLAGS, "--report.enabled", "--report.problems", "3", "--report.samplers", "confidence:k=8"]
+    flags.remove("--report.no-enabled")
+    assert main(["spg", *flags, "--learning-rate", "0", "--run-dir", str(folder)]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["problems"] == 3 and set(summary["rows"]["confidence:k=8"]) == {"before", "spg"}
+    rows = summary["rows"]["confidence:k=8"]
+    assert rows["before"] == rows["spg"] and summary["gains"]["confidence:k=8"]["gain"] == 0, "nothing was learned"
+    assert "held-out" in capsys.readouterr().out
+
+
+def test_a_trained_policy_can_decode(tmp_path):
+    from dllm_gym.agents.config import make_policy_network
+
+    make_policy_network(PolicyConfig(hidden_dim=16, mlp_dim=32), 0, torch.device("cpu")).save(
+        tmp_path / "policy", trained_in={}
+    )
+    flags = [*FLAGS, "--sampler", str(tmp_path / "policy"), "--env.block-length", "4", "--corruption.kind", "block"]
+    assert main(["spg", *flags, "--run-dir", str(tmp_path / "run")]) == 0
+    assert metrics_of(tmp_path / "run")[0]["nfe"] != 4
+
+
+def test_the_seed_decides_everything(tmp_path):
+    """Adapters included, whose initialisation knows no generator but the global one."""
+    runs = {}
+    for name, seed in (("one", "0"), ("same", "0"), ("other", "1")):
+        torch.manual_seed(len(name))
+        flags = [*FLAGS, "--seed", seed, "--lora.rank", "2", "--lora.dropout", "0.2"]
+        assert main(["espo", *flags, "--run-dir", str(tmp_path / name)]) == 0
+        file = tmp_path / name / "denoiser" / "adapter_model.safetensors"
+        runs[name] = metrics_of(tmp_path / name), file.read_bytes()
+    assert runs["one"] == runs["same"] and runs["one"][0] != runs["other"][0] and runs["one"][1] != runs["other"][1]
+
+
+# One update
+
+
+def completions_of(denoiser, rows: int = 7, length: int = 12) -> tuple[Tensor, list[Tensor]]:
+    """Random words, ending at random places; the second ends at once. Prompts of two lengths."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(10, 100, (rows, length), generator=generator)
+    for row, end in enumerate(torch.randint(1, length, (rows,), generator=generator).tolist()):
+        tokens[row, 0 if row == 1 else end :] = denoiser.eos_token_id
+    tasks = itertools.cycle([make_task("sudoku"), make_task("countdown")])
+    texts = [next(tasks)[i].prompt for i in range(rows)]
+    return tokens, [torch.tensor(denoiser.tokenizer(text)["input_ids"]) for text in texts]
+
+
+def make_learner(config, loss, denoiser=None, sgd: float | None = None) -> Learner:
+    learner = Learner(denoiser or early(), config, loss, Accelerator(cpu=True))
+    if sgd:  # of Adam, the first steps are signs of gradients, whatever their size
+        learner.optimizer = torch.optim.SGD(learner.masters.values(), lr=sgd)
+    return learner
+
+
+def update(
+    learner: Learner, advantage: Tensor, seed: int = 0, rate: float = 0.1, weight: Tensor | None = None
+) -> dict[str, float]:
+    """On the first completions; they weigh the same unless said otherwise."""
+    n = len(advantage)
+    weight = torch.full((n,), 1 / n) if weight is None else weight
+    tokens, prompts = completions_of(learner.denoiser)
+    return learner.update(tokens[:n], prompts[:n], advantage, weight, torch.Generator().manual_seed(seed), rate)
+
+
+ADVANTAGE = torch.tensor([1.0, -0.5, 0.3, -2.0, 0.7, 0.0, -0.1])
+
+
+@pytest.mark.parametrize("algorithm", ["spg", "gdsd-tlc", "espo", "unigrpo", "wd1"])
+def test_microbatches_change_memory_only(algorithm):
+    config_type, loss = load_objective(algorithm)
+    results = []
+    for microbatch in (128, 3, 1):
+        config = config_type(inner_iterations=2, microbatch=microbatch)
+        if algorithm == "gdsd-tlc":
+            config = replace(config, reference_share=0.2, kl_weight=0.1)
+        learner = make_learner(config, loss, sgd=1.0)
+        metrics = update(learner, ADVANTAGE)
+        assert metrics.pop("step_kl") > 0  # of the first microbatch
+        results.append((metrics, weights_of(learner.denoiser)))
+    (metrics, weights), *others = results
+    for other_metrics, other in others:
+        assert other_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-6)
+        for name, weight in weights.items():
+            torch.testing.assert_close(other[name], weight, atol=1e-5, rtol=0, msg=name)
+    moved = max((weights[name] - p).abs().max() for name, p in weights_of(early()).items())
+    assert moved > 1e-2
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_gradient_checkpointing_changes_memory_only(rank):
+    results = []
+    for checkpointing in (False, True):
+        config = ESPOConfig(
+            inner_iterations=2, gradient_checkpointing=checkpointing, lora=LoRAConfig(rank=rank), kl_weight=0.1
+        )
+        learner = make_learner(config, espo_loss, sgd=0.5)
+        results.append((update(learner, ADVANTAGE), weights_of(learner.denoiser)))
+    (metrics, weights), (same_metrics, same) = results
+    assert same_metrics == pytest.approx(metrics, rel=1e-3, abs=1e-6)
+    for name, weight in weights.items():
+        torch.testing.assert_close(same[name], weight, atol=1e-5, rtol=0)
+
+
+def spying(batches: list[Batch]):
+    """A loss that keeps what it sees; its gradient is that of the log-probabilities."""
+
+    def loss(batch: Batch, config) -> tuple[Tensor, dict[str, Tensor]]:
+        batches.append(batch)
+        return -(batch.weight * batch.advantage * batch.new.log_prob.sum(dim=(0, 2))).sum(), {}
+
+    return loss
+
+
+@torch.no_grad()
+def scores_of(denoiser, model, batch: Batch) -> Tensor:
+    """Log-probabilities that another state of the model gives under a batch's masks."""
+    other = copy.copy(denoiser)
+    other.model = model
+    tokens, prompts = completions_of(denoiser)
+    prompt, prompt_mask = pad_left(prompts)
+    canvas = corrupted_canvas(prompt, prompt_mask, tokens, batch.corruption, denoiser.mask_token_id)
+    n = len(batch.new.log_prob)
+    return other.score(canvas, tokens.repeat(n, 1), batch.corruption.scored.flatten(0, 1)).log_prob.unflatten(0, (n, 7))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_old_is_what_sampled_and_reference_what_training_began_with(rank):
+    """Under the masks of each inner iteration, which are its own."""
+    batches, denoiser = [], early()
+    config = GDSDConfig(inner_iterations=3, reference_share=0.5, lora=LoRAConfig(rank=rank), max_grad_norm=100.0)
+    learner = make_learner(config, spying(batches), denoiser, sgd=0.05)
+    beginning = copy.deepcopy(early().model)
+    update(learner, ADVANTAGE)
+    batches.clear()
+    sampled = copy.deepcopy(denoiser.model)
+    lengths = completion_mask(completions_of(denoiser)[0], learner.end_tokens).sum(dim=1).float()
+    update(learner, ADVANTAGE, seed=1)
+    assert len(batches) == 3
+    for inner, batch in enumerate(batches):
+        for of, model in ((batch.old, sampled), (batch.reference, beginning)):
+            torch.testing.assert_close(of.log_prob, scores_of(denoiser, model, batch), atol=1e-4, rtol=1e-4)
+            assert not of.log_prob.requires_grad
+        assert torch.equal(batch.new.log_prob, batch.old.log_prob) == (inner == 0)
+        assert (batch.new.log_prob - batch.reference.log_prob).abs().max() > 1e-2
+        assert torch.equal(batch.length, lengths)
+    assert lengths[1] == 1, "the end token counts"
+    for one, other in itertools.combinations(batches, 2):
+        assert not torch.equal(one.corruption.scored, other.corruption.scored)
+
+
+def test_what_a_loss_does_not_use_is_not_computed():
+    batches = []
+    update(make_learner(ELBOPGConfig(inner_iterations=1), spying(batches)), ADVANTAGE)
+    update(make_learner(GDSDConfig(inner_iterations=1, reference_share=0.0), spying(batches)), ADVANTAGE)
+    assert [(b.old is None, b.reference is None) for b in batches] == [(True, True), (False, True)]
+
+
+def test_excluded_completions_change_nothing():
+    """Their weight is 0 and the others' that of a batch without them."""
+    config = DiffuGRPOConfig(inner_iterations=2, corruption=CorruptionConfig("full", maskings=1), kl_weight=0.1)
+    loss = load_objective("diffu-grpo")[1]
+    with_them, without = (make_learner(config, loss, sgd=1.0) for _ in range(2))
+    update(with_them, torch.tensor([1.0, -0.5, 0.3, -0.8, 0, 0, 0]), weight=torch.tensor([0.25] * 4 + [0.0] * 3))
+    update(without, torch.tensor([1.0, -0.5, 0.3, -0.8]))
+    for name, weight in weights_of(with_them.denoiser).items():
+        torch.testing.assert_close(weight, weights_of(without.denoiser)[name], atol=1e-5, rtol=0)
+
+
+def test_spg_without_negatives_leaves_the_weights_where_nothing_was_good():
+    for weight_decay in (0.0, 0.1):
+        learner = make_learner(SPGConfig(negative="zero", weight_decay=weight_decay, inner_iterations=2), spg_loss)
+        metrics = update(learner, -torch.arange(7.0), rate=0.01)
+        assert metrics["gradient_norm"] == 0 and metrics["positive"] == 0
+        for name, p in weights_of(early()).items():
+            expected = p * (1 - 0.01 * weight_decay) ** 2
+            tolerance = 1e-6 if weight_decay else 0
+            torch.testing.assert_close(learner.parameters[name].detach(), expected, atol=tolerance, rtol=0)
+    learner = make_learner(SPGConfig(negative="mixture", inner_iterations=2), spg_loss)
+    assert update(learner, -torch.arange(7.0))["gradient_norm"] > 0
+    assert update(learner, torch.zeros(7))["gradient_norm"] == 0, "nothing is left over from the update before"
+
+
+def test_nothing_scored_in_a_microbatch_is_no_mistake():
+    """A bernoulli masking may mask none of a short completion's tokens."""
+    learner = make_learner(UniGRPOConfig(inner_iterations=1, microbatch=1), load_objective("unigrpo")[1])
+    tokens, prompts = completions_of(learner.denoiser)
+    tokens = torch.full_like(tokens[:2], learner.denoiser.eos_token_id)
+    seen = set()
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.full((2,), 0.5)
+        metrics = learner.update(tokens, prompts[:2], torch.tensor([1.0, -1.0]), weight, generator, 1e-3)
+        assert all(math.isfinite(value) for value in metrics.values())
+        seen.add(metrics["step_kl"] == 0)
+    assert seen == {True, False}
+
+
+def test_half_precision_weights_train_through_float32_masters():
+    """Each step is less than what bfloat16 can tell apart; forty of them are not."""
+    batches = []
+    learner = make_learner(ELBOPGConfig(inner_iterations=1), spying(batches), early("bfloat16"))
+    start = weights_of(learner.denoiser)
+    matrices = [name for name, p in start.items() if p.ndim == 2 and "embed" not in name]
+    large = {name: start[name].abs() > 2**-6 for name in matrices}  # there an ulp is at least 2^-13
+
+    def changed() -> float:
+        moved = [(learner.parameters[name] != start[name])[large[name]] for name in matrices]
+        return torch.cat(moved).float().mean().item()
+
+    update(learner, ADVANTAGE, rate=1e-5)
+    assert all(p.dtype == torch.bfloat16 for p in learner.parameters.values())
+    assert all(master.dtype == torch.float32 for master in learner.masters.values())
+    moved = max((learner.masters[name] - start[name].float()).abs().max().item() for name in matrices)
+    assert 0.5e-5 < moved < 2e-5 and changed() == 0
+    for _ in range(39):
+        update(learner, ADVANTAGE, rate=1e-5)
+    assert changed() > 0.3
+    for name, p in learner.parameters.items():
+        assert torch.equal(p, learner.masters[name].bfloat16())
+    assert learner.state_dict()["weights"][matrices[0]].dtype == torch.float32
+
+
+# Adapters
+
+
+def test_adapters_alone_change_and_are_saved_alone(tmp_path):
+    folder = tmp_path / "run"
+    flags = [*FLAGS, "--lora.rank", "4", "--learning-rate", "0.01", "--kl-weight", "0.1"]
+    assert main(["espo", *flags, "--run-dir", str(folder)]) == 0
+    assert not (folder / "denoiser" / "model.safetensors").exists()
+    trained, before = dllm_gym.load_denoiser(folder / "denoiser"), early()
+    tokens = completions_of(before)[0]
+    with torch.no_grad():
+        wanted = before.logits(tokens)
+        assert (trained.logits(tokens) - wanted).abs().max() > 1e-2
+        with trained.model.disable_adapter():
+            torch.testing.assert_close(trained.logits(tokens), wanted)
+    assert metrics_of(folder)[1]["kl"] > 0
+    env = gym.make("MaskedDiffusion-Sudoku-v0", denoiser=str(folder / "denoiser"))
+    env.reset(seed=0)
+
+
+def test_only_adapters_train():
+    config = ESPOConfig(inner_iterations=3, lora=LoRAConfig(rank=2), kl_weight=0.1)
+    learner = make_learner(config, espo_loss)
+    start = weights_of(learner.denoiser)
+    metrics = update(learner, ADVANTAGE, rate=0.01)
+    assert metrics["kl"] > 0
+    layers = learner.denoiser.causal_lm.config.num_hidden_layers
+    assert len(learner.parameters) == 2 * 7 * layers and {"lora_" in name for name in learner.parameters} == {True}
+    for name, p in learner.denoiser.model.named_parameters():
+        assert torch.equal(p, start[name]) != ("lora_" in name), name
+        assert p.requires_grad == ("lora_" in name), "switching adapters off for the reference is undone"
+
+
+def test_reference_equals_new_before_the_first_step():
+    config = ESPOConfig(inner_iterations=1, lora=LoRAConfig(rank=2), kl_weight=0.1)
+    metrics = update(make_learner(config, espo_loss), ADVANTAGE)
+    assert metrics["kl"] == pytest.approx(0, abs=1e-9) and metrics["clip_fraction"] == 0
+
+
+# Rewards that are no numbers
+
+
+def vector_env(reward, **settings) -> UnmaskingVectorEnv:
+    task = make_task("sudoku")
+    return UnmaskingVectorEnv(task, 8, denoiser=early(), temperature=1.0, alpha=0.0, reward=reward, **settings)
+
+
+def improve_with(reward, monkeypatch, algorithm: str = "spg") -> tuple[dict, dict]:
+    """Metrics of one iteration and what the learner was given; all rewards are looked up in the order of ending."""
+    config_type, loss = load_objective(algorithm)
+    given = {}
+    plain = Learner.update
+
+    def spy(learner, tokens, prompts, advantage, weight, generator, rate):
+        given.update(tokens=tokens, prompts=prompts, advantage=advantage.view(2, 3), weight=weight.view(2, 3))
+        return plain(learner, tokens, prompts, advantage, weight, generator, rate)
+
+    monkeypatch.setattr(Learner, "update", spy)
+    env = vector_env(reward)
+    learner = make_learner(config_type(**QUIET), loss, env.episodes.denoiser)
+    metrics, problems = trainer.improve(learner, env, make_policy("confidence", k=4), 0)
+    assert len(problems) == 2
+    return metrics, given
+
+
+def in_turn(rewards: list):
+    """A reward function that gives one after the other."""
+    rewards = iter(rewards)
+    return lambda score, nfe, gen_length, alpha: next(rewards)
+
+
+@pytest.mark.parametrize("broken", [None, math.nan, math.inf])
+def test_a_reward_that_is_no_number_is_excluded_with_a_warning(broken, monkeypatch, capsys):
+    plain = [0.1, 0.5, 0.9, 0.3, 0.2, 0.7]  # decoded side by side, episodes end in their order
+    broken_at = [0.1, broken, 0.9, 0.3, 0.2, 0.7]
+    _, expected = improve_with(in_turn(plain), monkeypatch)
+    assert "excluded" not in capsys.readouterr().err
+    metrics, given = improve_with(in_turn(broken_at), monkeypatch)
+    warning = capsys.readouterr().err
+    assert warning.count("excluded") == 1 and "sudoku" in warning
+    assert torch.equal(given["tokens"], expected["tokens"])
+    assert torch.equal(given["advantage"][1], expected["advantage"][1])
+    torch.testing.assert_close(given["advantage"][0], torch.tensor([-0.4, 0.0, 0.4]))
+    torch.testing.assert_close(given["weight"], torch.tensor([[0.2, 0.0, 0.2], [0.2, 0.2, 0.2]]))
+    assert metrics["excluded"] == 1 and metrics["reward"] == pytest.approx(2.2 / 5)
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_the_completions_of_a_problem_lie_side_by_side(monkeypatch):
+    """As advantages take them; and what one group says about its own reward does not reach the other."""
+    _, given = improve_with(in_turn([1.0, 0.0, 0.5, 0.2, 0.2, 0.2]), monkeypatch)
+    prompts = [prompt.tolist() for prompt in given["prompts"]]
+    assert prompts[0] == prompts[1] == prompts[2] != prompts[3] and prompts[3] == prompts[4] == prompts[5]
+    torch.testing.assert_close(given["advantage"], torch.tensor([[0.5, -0.5, 0.0], [0.0, 0.0, 0.0]]))
+    assert not torch.equal(given["tokens"][0], given["tokens"][1])
+
+
+def test_every_iteration_has_problems_and_completions_of_its_own():
+    env = vector_env("multiplicative")
+    sampler = make_policy("confidence", k=4)
+    learner = make_learner(SPGConfig(**QUIET | {"problems": 4}), spg_loss, env.episodes.denoiser)
+    learner.update = lambda tokens, *_: seen.append(tokens) or {}
+    seen: list[Tensor] = []
+    first, second, again = (trainer.improve(learner, env, sampler, i)[1].tolist() for i in (0, 1, 0))
+    assert first == again and set(first).isdisjoint(second)
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("algorithm", ["spg", "wd1", "gdsd"])
+def test_without_any_reward_nothing_is_learned(algorithm, monkeypatch, capsys):
+    metrics, given = improve_with(lambda *_: None, monkeypatch, algorithm)
+    assert metrics["excluded"] == 6 and metrics["gradient_norm"] == 0 and not given["weight"].any()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert capsys.readouterr().err.count("excluded") == 6
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_problems(tmp_path):
+    def broken(batch, config):
+        loss, metrics = spg_loss(batch, config)
+        return loss * math.nan, metrics
+
+    folder = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=r"step 1: .*loss, .*gradient_norm.* problems \[\d+, \d+\]"):
+        trainer.train("spg", SPGConfig(**QUIET, run_dir=str(folder)), broken)
+    assert not list(folder.glob("checkpoint*")) and not (folder / "denoiser").exists()
+
+
+# Resuming
+
+
+def joint_config(**changes) -> JointConfig:
+    own = {"problems": 2, "group": 2, "iterations": 2, "inner_iterations": 2, "warmup": 1}
+    return JointConfig(
+        objective="espo",
+        rounds=2,
+        env=replace(SUDOKU, temperature=0.0, alpha=1.0),
+        grpo=GRPOConfig(**own, policy=PolicyConfig(hidden_dim=16, mlp_dim=32), experts=()),
+        denoiser=ESPOConfig(**own),
+        report=DenoiserReportConfig(enabled=False),
+        threads=1,
+        checkpoint_every=2,
+        **changes,
+    )
+
+
+RUNS = {
+    "gdsd": lambda **changes: trainer.train(
+        "gdsd", GDSDConfig(**QUIET, reference_share=0.3, kl_weight=0.1, **changes), gdsd_loss
+    ),
+    "lora": lambda **changes: trainer.train(
+        "espo", ESPOConfig(**QUIET, lora=LoRAConfig(rank=2, dropout=0.3), **changes), espo_loss
+    ),
+    "half": lambda **changes: trainer.train(
+        "spg", SPGConfig(**QUIET | {"env": replace(SUDOKU, dtype="bfloat16")}, **changes), spg_loss
+    ),
+    "joint": lambda **changes: joint.train(joint_config(**changes)),
+}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """Train into ``tmp_path / name``; after line ``kill_at`` of the log it dies, after ``signal_at`` comes Ctrl-C."""
+    log = Run.log
+
+    def play(kind: str, name: str, *, kill_at: int = 0, signal_at: int = 0, resume: bool = False) -> Path:
+        lines = []
+
+        def log_and_die(run, step, metrics, *rest):
+            log(run, step, metrics, *rest)
+            lines.append(step)
+            if len(lines) == kill_at:
+                raise Killed
+            if len(lines) == signal_at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(Run, "log", log_and_die)
+        folder = tmp_path / name
+        try:
+            assert RUNS[kind](**{"resume" if resume else "run_dir": str(folder)}) == folder
+        except Killed:
+            assert kill_at
+        except SystemExit as stop:
+            assert signal_at and stop.code == 130
+        return folder
+
+    return play
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_resumed_run_equals_the_uninterrupted_one(kind, play):
+    """Killed after the third iteration, and stopped with Ctrl-C after the first."""
+    whole = play(kind, "whole")
+    assert len(metrics_of(whole)) == 4
+    for name, how, checkpoint in (("killed", {"kill_at": 3}, 2), ("stopped", {"signal_at": 1}, 1)):
+        folder = play(kind, name, **how)
+        assert [path.name for path in folder.glob("checkpoint*")] == [f"checkpoint-{checkpoint:06d}"]
+        assert not (folder / "denoiser").exists() and not (folder / "summary.json").exists()
+        play(kind, name, resume=True)
+        assert metrics_of(folder) == metrics_of(whole)
+        weights = [path.relative_to(whole) for path in whole.glob("*/*.safetensors")]
+        assert len(weights) == (4 if kind == "joint" else 3)
+        for path in weights:
+            assert (folder / path).read_bytes() == (whole / path).read_bytes(), path
+        assert (folder / "summary.json").exists()
+
+
+def test_the_command_line_resumes_a_run_and_refuses_another_objective(play, capsys):
+    folder = play("gdsd", "run", kill_at=3)
+    before = contents(folder)
+    for algorithm in ("spg", "gdsd-tlc", "joint"):
+        assert main([algorithm, "--resume", str(folder)]) == 2
+        assert "a run of 'gdsd'" in capsys.readouterr().err and contents(folder) == before
+    config = GDSDConfig(**QUIET, reference_share=0.3, kl_weight=0.1, resume=str(folder))
+    with pytest.raises(ValueError, match=r"algorithm: 'gdsd' -> 'gdsd-tlc'"):
+        trainer.train("gdsd-tlc", config, gdsd_loss)
+    assert contents(folder) == before
+    assert main(["gdsd", "--resume", str(folder)]) == 0
+    assert [row["step"] for row in metrics_of(folder)] == [1, 2, 3, 4]
+
+
+# Joint training
+
+
+@pytest.mark.parametrize(
+    ("rounds", "sampler", "denoiser"), [(1, 3, 2), (2, 4, 4), (3, 7, 2), (5, 2, 3), (2, 1, 1), (4, 100, 30)]
+)
+def test_phases(rounds, sampler, denoiser):
+    config = joint_config()
+    config.rounds, config.grpo.iterations, config.denoiser.iterations = rounds, sampler, denoiser
+    order = phases(config)
+    for kind, total in (("sampler", sampler), ("denoiser", denoiser)):
+        assert [i for name, i in order if name == kind] == list(range(total))
+    runs = [(kind, len(list(group))) for kind, group in itertools.groupby(order, key=lambda step: step[0])]
+    assert len(runs) <= 2 * rounds
+    for kind, total in (("sampler", sampler), ("denoiser", denoiser)):
+        if min(sampler, denoiser) >= rounds:
+            sizes = [size for name, size in runs if name == kind]
+            assert len(sizes) == rounds and max(sizes) - min(sizes) <= 1 and sum(sizes) == total
+            assert runs[0][0] == "sampler"
+
+
+def test_joint_trains_both_from_the_command_line(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    envs = []
+    for module, position in ((joint.grpo, 0), (joint.trainer, 1)):
+        spy = functools.partial(lambda plain, n, *args: envs.append(args[n]) or plain(*args), module.improve, position)
+        monkeypatch.setattr(module, "improve", spy)
+    flags = (
+        "--objective gdsd-tlc --env.id MaskedDiffusion-Sudoku-v0 --env.num-envs 8 --rounds 2 --threads 1 "
+        "--grpo.iterations 2 --grpo.problems 2 --grpo.group 2 --grpo.policy.hidden-dim 16 --grpo.policy.mlp-dim 32 "
+        "--grpo.experts --grpo.inner-iterations 1 --denoiser.iterations 2 --denoiser.problems 2 --denoiser.group 2 "
+        "--denoiser.inner-iterations 1 --denoiser.psi 2 --report.problems 2 --report.samplers confidence:k=8"
+    )
+    assert main(["joint", *flags.split(), "--run-dir", str(folder)]) == 0
+    rows = metrics_of(folder)
+    kinds = [{name.split("/")[0] for name in row if "/" in name} for row in rows]
+    assert kinds == [{"sampler"}, {"denoiser"}] * 2
+    settings = [(env.episodes.temperature, env.episodes.alpha) for env in envs]
+    assert settings == [(0.0, 1.0), (1.0, 0.0)] * 2
+    assert len({id(env.episodes.denoiser) for env in envs}) == 1
+    assert json.loads((folder / "config.json").read_text())["denoiser"]["score"] == "centred-logit"
+    load_policy(folder / "policy")
+    trained, before = dllm_gym.load_denoiser(folder / "denoiser"), early()
+    assert all(not torch.equal(*pair) for pair in zip(*map(changeable, (trained, before)), strict=True))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["rows"]) == {"confidence:k=8", "learned policy"}
+    assert set(summary["rows"]["learned policy"]) == {"before", "joint"}
+
+
+# Mistakes: one line, and no folder
+
+
+JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ("spg --group 1", "group=1"),
+        ("spg --env.temperature 0", "env.temperature=0"),
+        ("spg --iterations 0", "iterations=0"),
+        ("spg --microbatch 0", "microbatch=0"),
+        ("spg --baseline mean", "baseline='mean'"),
+        ("spg --corruption.kind mask", "corruption='mask'"),
+        ("spg --corruption.kind coupled --corruption.maskings 3", "maskings=3"),
+        ("spg --corruption.kind block --corruption.block-length 5", "block_length=5"),
+        ("spg --corruption.p-mask-prompt 1", "p_mask_prompt=1"),
+        ("spg --env.block-length 5", "block_length=5"),
+        ("spg --env.id MaskedDiffusion-Chess-v0", "MaskedDiffusion-Chess-v0"),
+        ("spg --env.denoiser nowhere/to-be-found", "nowhere/to-be-found"),
+        ("spg --sampler greedy", "sampler='greedy'"),
+        ("spg --sampler confidence:k", "'k' is not of the form"),
+        ("spg --lora.rank -1", "lora.rank=-1"),
+        ("spg --lora.rank 2 --lora.targets q_proj query", "lora.targets=('q_proj', 'query'): ['query']"),
+        ("spg --lora.rank 2 --lora.targets", "lora.targets=(): nothing"),
+        ("spg --beta 0.5", "beta=0.5"),
+        ("gdsd --reference-share 2", "reference_share=2"),
+        ("joint --objective grpo", "objective='grpo'"),
+        ("joint --rounds 0", "rounds=0"),
+        ("joint --denoiser.sampler random", "denoiser.sampler='random'"),
+        ("joint --denoiser.env.temperature 0.5", "--env"),
+        ("joint --grpo.seed 3", "--seed"),
+        ("joint --temperature 0", "env.temperature=0"),
+        ("joint --objective spg --denoiser.lora.rank 2 --denoiser.lora.targets x", "lora.targets"),
+        ("joint --denoiser.corruption.maskings 3", "maskings=3"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_folder(flags, part, tmp_path, capsys):
+    name, *given = flags.split()
+    folder = tmp_path / "run"
+    settings = JOINT_FLAGS if name == "joint" else FLAGS
+    assert main([name, *settings, "--run-dir", str(folder), *given]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert part in line
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "kind", "part"),
+    [
+        (3, DistributedType.MULTI_CPU, "problems=2: must be a multiple of the 3 processes"),
+        (2, DistributedType.FSDP, "FSDP"),
+        (2, DistributedType.DEEPSPEED, "DDP"),
+    ],
+)
+def test_ways_of_launching_that_do_not_work(processes, kind, part, tmp_path, monkeypatch):
+    fake = SimpleNamespace(num_processes=processes, distributed_type=kind)
+    monkeypatch.setattr(trainer, "Accelerator", lambda **_: fake)
+    with pytest.raises(ValueError, match=part):
+        trainer.train("spg", SPGConfig(**QUIET, run_dir=str(tmp_path / "run")), spg_loss)
+    assert not (tmp_path / "run").exists()
+
+
+# Learning
+
+
+@pytest.mark.parametrize("algorithm", OBJECTIVES)
+def test_learns_a_sentence(algorithm):
+    """On a table that begins almost even, word by word in random order; the score is the share of right words."""
+    config_type, loss = load_objective(algorithm)
+    config = config_type(problems=1, group=64, iterations=25, inner_iterations=3, learning_rate=0.2, warmup=1)
+    if algorithm.startswith("gdsd"):
+        config = replace(config, psi=4.0, reference_share=0.0)  # else it stops, rightly, near where it began
+    denoiser = TabularDenoiser.random(4, 4, seed=0, scale=0.1)
+    env = UnmaskingVectorEnv(ScriptedTask(["b d a c"]), 64, denoiser=denoiser, temperature=1.0, alpha=0.0)
+    learner = make_learner(config, loss, denoiser)
+    # A table knows nothing of canvases that were never scored, and full masking scores one canvas only.
+    sampler = make_policy("random", k=4 if config.corruption.kind == "full" else 1)
+    rewards = [trainer.improve(learner, env, sampler, iteration)[0]["reward"] for iteration in range(25)]
+    assert rewards[0] < 0.3 and sum(rewards[-5:]) / 5 > 0.75, rewards
+
+
+def test_make_env_is_given_the_denoiser_in_training():
+    """Else decoding would go on with the weights that training began with."""
+    denoiser = early()
+    env = make_env(replace(SUDOKU, denoiser=denoiser))
+    assert env.episodes.denoiser is denoiser
