@@ -4,13 +4,12 @@ Three questions. Is time spent in the denoiser, or around it? Is one forward for
 with rows that are refilled and stop at the end of their text beat the loop that published code runs?
 
 The contestants take turns, in alternating order, after a warm-up; the table has the median over repeats, with the
-least and the most in brackets.
+least and the most in brackets. With ``--trainer spg`` it is a trainer that is measured, see `trainer_throughput`.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from dllm_gym.agents.rollout import evaluate
 from dllm_gym.envs.episodes import Episodes
 from dllm_gym.eval.cli import run
 from dllm_gym.eval.evaluate import console
+from dllm_gym.eval.trainer_throughput import ModelConfig, measure_trainer, median, now
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ThroughputConfig:
     """Measure where the time goes."""
 
     env: EnvConfig = field(default_factory=lambda: EnvConfig(num_envs=32))
-    """The environment; tokens are the argmax, whatever its temperature."""
+    """The environment; tokens are the argmax whatever its temperature, but drawn where a trainer is measured."""
     threshold: float = 0.9
     """Of the sampler."""
     steps: int = 60
@@ -44,6 +44,10 @@ class ThroughputConfig:
     """Of every contestant, beside one to warm up."""
     threads: int | None = None
     """Threads of torch on the CPU; None: as it is."""
+    trainer: str | None = None
+    """Measure a trainer of the denoiser ("spg", "gdsd", ...) instead."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """With a trainer: a second denoiser, to measure at any size."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +60,9 @@ def measure(config: ThroughputConfig) -> None:
     for name in ("steps", "episodes", "repeats"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}: must be 1 or more.")
+    if config.trainer:
+        measure_trainer(config.trainer, config.env, config.model, config.repeats, config.threads)
+        return
     if config.threads:
         torch.set_num_threads(config.threads)
     env = make_env(config.env, "test", temperature=0.0)
@@ -83,9 +90,9 @@ def measure(config: ThroughputConfig) -> None:
     results: dict[str, list] = {name: [] for name in contestants}
     for repeat in range(config.repeats + 1):
         for name in list(contestants)[:: 1 if repeat % 2 else -1]:
-            start = _now(episodes)
+            start = now(episodes.device)
             results[name].append(contestants[name]())
-            seconds[name].append(_now(episodes) - start)
+            seconds[name].append(now(episodes.device) - start)
     times = {name: np.array(values[1:]) for name, values in seconds.items()}
 
     def rates(units: int, *names: str) -> str:
@@ -104,28 +111,28 @@ def measure(config: ThroughputConfig) -> None:
     same = sum(a == b for a, b in zip(results["refilled"][-1], results["static"][-1], strict=True))
     table.add_row(
         "time in the denoiser's forward",
-        _median(100 * np.array(results["vector"][1:]), ".1f", " %"),
+        median(100 * np.array(results["vector"][1:]), ".1f", " %"),
         ">= 85 %",
         "wall time of reset and steps",
         f"vector environment of {rows} rows, {config.steps} steps",
     )
     table.add_row(
         "vector environment",
-        _median(times["singles"] / times["vector"], ".2f", "x"),
+        median(times["singles"] / times["vector"], ".2f", "x"),
         ">= 2.5x",
         "single environments in a loop",
         f"{rows} rows; {rates(row_steps, 'vector', 'singles')} rows/s",
     )
     table.add_row(
         "bare forward",
-        _median(times["alone"] / times["full"], ".2f", "x"),
+        median(times["alone"] / times["full"], ".2f", "x"),
         "reference",
         "the same rows one at a time",
         f"{rows} rows; {rates(row_forwards, 'full', 'alone')} rows/s",
     )
     table.add_row(
         "decoding",
-        _median(times["static"] / times["refilled"], ".2f", "x"),
+        median(times["static"] / times["refilled"], ".2f", "x"),
         ">= 1.5x",
         "static batches, full softmax",
         f"{rows} rows, threshold {config.threshold:g}, {config.episodes} problems; "
@@ -145,11 +152,11 @@ def step_vector(env, steps: int, threshold: float) -> float:
     """Step the vector environment with a threshold on what it shows; the share of time inside `Denoiser.predict`."""
     episodes = env.unwrapped.episodes
     with _timed_predict(episodes) as spent:
-        start = _now(episodes)
+        start = now(episodes.device)
         observation, _ = env.reset(seed=0)
         for _ in range(steps):
             observation, *_ = env.step(_action(observation, threshold))
-        return spent[0] / (_now(episodes) - start)
+        return spent[0] / (now(episodes.device) - start)
 
 
 def step_singles(envs: list[gym.Env], steps: int, threshold: float) -> None:
@@ -201,9 +208,9 @@ def _timed_predict(episodes: Episodes) -> Iterator[list[float]]:
     predict, spent = episodes.denoiser.predict, [0.0]
 
     def timed(*args, **kwargs):
-        start = _now(episodes)
+        start = now(episodes.device)
         prediction = predict(*args, **kwargs)
-        spent[0] += _now(episodes) - start
+        spent[0] += now(episodes.device) - start
         return prediction
 
     episodes.denoiser.predict = timed
@@ -211,17 +218,6 @@ def _timed_predict(episodes: Episodes) -> Iterator[list[float]]:
         yield spent
     finally:
         del episodes.denoiser.predict
-
-
-def _now(episodes: Episodes) -> float:
-    """Seconds, after all that the device was given is done."""
-    if episodes.device.type == "cuda":
-        torch.cuda.synchronize(episodes.device)
-    return time.perf_counter()
-
-
-def _median(values: np.ndarray, form: str, unit: str) -> str:
-    return f"{np.median(values):{form}}{unit} [{values.min():{form}}, {values.max():{form}}]"
 
 
 if __name__ == "__main__":

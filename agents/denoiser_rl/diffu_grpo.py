@@ -3,8 +3,8 @@
 GRPO on token log-probabilities of one fully masked forward pass, the prompt's tokens masked with probability 0.15 so
 that inner iterations differ. Cheap, and biased: no token sees another of its completion.
 
-Deviations: 4 inner iterations by default instead of 12; a completion's tokens are averaged before completions are, as in
-GRPO's paper, where the published code averages all tokens of a batch.
+Deviations: 4 inner iterations by default instead of 12; tokens are averaged within a completion first, as in GRPO's
+paper, where the published code averages all tokens of a batch.
 
 Metrics: ``clip_fraction`` of scored tokens whose ratio is outside [1 - clip, 1 + clip]; ``kl`` to the reference (k3,
 per scored token).
@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from torch import Tensor
 
 from dllm_gym.agents.denoiser_rl import ratio, trainer
-from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, TrainerConfig
+from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig
 
 
 @dataclass
-class DiffuGRPOConfig(TrainerConfig):
+class DiffuGRPOConfig(ratio.RatioConfig):
     """Train the denoiser with diffu-GRPO."""
 
     learning_rate: float = 3e-4
@@ -38,16 +37,6 @@ class DiffuGRPOConfig(TrainerConfig):
     """A token's ratio is held in [1 - clip, 1 + clip]."""
     kl_weight: float = 0.04
     """Of the divergence from the reference."""
-
-    uses_old: ClassVar[bool] = True
-
-    @property
-    def uses_reference(self) -> bool:
-        return self.kl_weight > 0
-
-    def check(self) -> None:
-        super().check()
-        ratio.check_clip(self.clip, self.kl_weight)
 
 
 def diffu_grpo_loss(batch: Batch, config: DiffuGRPOConfig) -> tuple[Tensor, dict[str, Tensor]]:

@@ -10,35 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from torch import Tensor
 
 from dllm_gym.agents.denoiser_rl import likelihood, ratio, trainer
-from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, TrainerConfig
+from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig
 from dllm_gym.types import Score
 
 
 @dataclass
-class ESPOConfig(TrainerConfig):
+class ESPOConfig(ratio.RatioConfig):
     """Train the denoiser with ESPO."""
 
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("coupled"))
     """How completions are masked."""
-    clip: float = 0.2
-    """A completion's ratio is held in [1 - clip, 1 + clip]."""
-    kl_weight: float = 0.01
-    """Of the divergence from the reference."""
-
-    uses_old: ClassVar[bool] = True
-
-    @property
-    def uses_reference(self) -> bool:
-        return self.kl_weight > 0
-
-    def check(self) -> None:
-        super().check()
-        ratio.check_clip(self.clip, self.kl_weight)
 
 
 def espo_loss(batch: Batch, config: ESPOConfig) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,12 +1,36 @@
-"""Importance ratios and divergences that several objectives share; pure functions of scores ``[n, B, L]``."""
+"""Importance ratios and divergences that several objectives share; the functions are pure, of scores ``[n, B, L]``."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm_gym.agents.denoiser_rl.objective import Batch
+from dllm_gym.agents.denoiser_rl.objective import Batch, TrainerConfig
 from dllm_gym.types import Score
+
+
+@dataclass
+class RatioConfig(TrainerConfig):
+    """What objectives with a clipped ratio of new to old share."""
+
+    clip: float = 0.2
+    """The ratio, of a token or of a completion, is held in [1 - clip, 1 + clip]."""
+    kl_weight: float = 0.01
+    """Of the divergence from the reference."""
+
+    uses_old: ClassVar[bool] = True
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.kl_weight > 0
+
+    def check(self) -> None:
+        super().check()
+        if self.clip <= 0 or self.kl_weight < 0:
+            raise ValueError(f"clip={self.clip}, kl_weight={self.kl_weight}: must be above 0, and 0 or more.")
 
 
 def mean_scored(values: Tensor, scored: Tensor) -> Tensor:
@@ -45,9 +69,3 @@ def token_ratio_loss(batch: Batch, clip: float, kl_weight: float) -> tuple[Tenso
         kl = (batch.weight * k3(batch.new, batch.reference, scored)).sum()
         loss, metrics["kl"] = loss + kl_weight * kl, kl
     return loss, metrics
-
-
-def check_clip(clip: float, kl_weight: float) -> None:
-    """Raises ValueError where a clip or a weight is out of range."""
-    if clip <= 0 or kl_weight < 0:
-        raise ValueError(f"clip={clip}, kl_weight={kl_weight}: clip must be above 0, kl_weight 0 or more.")

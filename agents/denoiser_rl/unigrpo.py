@@ -11,36 +11,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from torch import Tensor
 
 from dllm_gym.agents.denoiser_rl import ratio, trainer
-from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, TrainerConfig
+from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig
 
 
 @dataclass
-class UniGRPOConfig(TrainerConfig):
+class UniGRPOConfig(ratio.RatioConfig):
     """Train the denoiser with UniGRPO."""
 
     learning_rate: float = 2e-4
     """Of AdamW; linear warm-up, then a cosine to zero."""
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("bernoulli"))
     """How completions are masked."""
-    clip: float = 0.2
-    """A token's ratio is held in [1 - clip, 1 + clip]."""
-    kl_weight: float = 0.01
-    """Of the divergence from the reference."""
-
-    uses_old: ClassVar[bool] = True
-
-    @property
-    def uses_reference(self) -> bool:
-        return self.kl_weight > 0
-
-    def check(self) -> None:
-        super().check()
-        ratio.check_clip(self.clip, self.kl_weight)
 
 
 def unigrpo_loss(batch: Batch, config: UniGRPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
