@@ -6,13 +6,15 @@ import ast
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from dllm_gym.agents.heuristics import HEURISTICS, make_policy
 from dllm_gym.agents.policy import UnmaskingPolicy, load_policy
 from dllm_gym.agents.rollout import Policy
 
 
-def make_sampler(text: str, seed: int = 0) -> Policy:
-    """A heuristic's name with arguments (``threshold:threshold=0.9``), or the folder of a trained policy.
+def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Policy:
+    """A heuristic's name with arguments (``threshold:threshold=0.9``), or the folder of a trained policy, for a device.
 
     Raises:
         ValueError: neither a heuristic's name nor a policy's folder, or arguments that the heuristic does not take.
@@ -24,7 +26,7 @@ def make_sampler(text: str, seed: int = 0) -> Policy:
                 f"sampler={text!r}: must be one of {sorted(HEURISTICS)}, with arguments as in threshold:threshold=0.9, "
                 f"or the folder of a trained policy."
             )
-        return load_policy(text).seed(seed)
+        return load_policy(text).to(device).seed(seed)
     arguments = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")

@@ -45,7 +45,7 @@ def compare(
 ) -> dict:
     """The table, on the config's samplers and on ``learned`` ones."""
     before = load_denoiser(env.denoiser, trained.device, env.dtype)
-    samplers = {text: make_sampler(text) for text in config.samplers} | (learned or {})
+    samplers = {text: make_sampler(text, device=trained.device) for text in config.samplers} | (learned or {})
     results = {
         name: evaluate_denoiser(denoiser, samplers, config.problems, env)
         for name, denoiser in (("before", before), (algorithm, trained))

@@ -52,7 +52,7 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     denoiser = load_denoiser(config.env.denoiser, accelerator.device, config.env.dtype)
     env = make_env(replace(config.env, denoiser=denoiser))
     check_masking(config, env)
-    sampler = make_sampler(config.sampler)
+    sampler = make_sampler(config.sampler, device=accelerator.device)
     learner = Learner(denoiser, config, loss, accelerator)
     run = Run(algorithm, config, main=accelerator.is_main_process)
     start, totals = 0, {"forwards": 0, "seconds": 0.0}
