@@ -51,17 +51,15 @@ def _parse(name: str, config_type: type, flags: list[str]):
     known.add_argument("--resume", nargs="?")
     known.add_argument("--objective", nargs="?")
     given = known.parse_known_args(flags)[0]
-    folder, objective = given.resume, given.objective
-    chooses = "objective" in config_type.__dataclass_fields__  # decides which flags there are
-    if folder and chooses:
-        from dllm_gym.agents.run import read_config
-
-        objective = read_config(folder).get("objective", objective)
-    default = config_type(objective=objective) if chooses and objective else config_type()
+    folder, objective, stored = given.resume, given.objective, {}
     if folder:
         from dllm_gym.agents.run import read_config
 
         stored = read_config(folder)
+    chooses = "objective" in config_type.__dataclass_fields__  # decides which flags there are
+    objective = stored.get("objective", objective)
+    default = config_type(objective=objective) if chooses and objective else config_type()
+    if folder:
         algorithm = stored.pop("algorithm")
         if algorithm != name:
             raise ValueError(f"resume={folder!r}: a run of {algorithm!r}, not of {name!r}.")

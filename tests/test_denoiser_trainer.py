@@ -5,8 +5,6 @@ import functools
 import itertools
 import json
 import math
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from interrupted import interrupted
 from scripted import ScriptedTask
 from torch import Tensor
 
@@ -38,7 +37,6 @@ from dllm_gym.agents.denoiser_rl.unigrpo import UniGRPOConfig
 from dllm_gym.agents.joint import JointConfig, phases
 from dllm_gym.agents.policy import PolicyConfig
 from dllm_gym.agents.policy_rl.grpo import GRPOConfig
-from dllm_gym.agents.run import Run
 from dllm_gym.decoding import pad_left
 from dllm_gym.denoisers.oracle import TabularDenoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -484,34 +482,14 @@ RUNS = {
 }
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture
-def play(tmp_path, monkeypatch):
+def play(tmp_path):
     """Train into ``tmp_path / name``; after line ``kill_at`` of the log it dies, after ``signal_at`` comes Ctrl-C."""
-    log = Run.log
 
     def play(kind: str, name: str, *, kill_at: int = 0, signal_at: int = 0, resume: bool = False) -> Path:
-        lines = []
-
-        def log_and_die(run, step, metrics, *rest):
-            log(run, step, metrics, *rest)
-            lines.append(step)
-            if len(lines) == kill_at:
-                raise Killed
-            if len(lines) == signal_at:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr(Run, "log", log_and_die)
         folder = tmp_path / name
-        try:
+        with interrupted(kill_at, signal_at):
             assert RUNS[kind](**{"resume" if resume else "run_dir": str(folder)}) == folder
-        except Killed:
-            assert kill_at
-        except SystemExit as stop:
-            assert signal_at and stop.code == 130
         return folder
 
     return play

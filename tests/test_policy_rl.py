@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupted import interrupted
 from scripted import A, B, ScriptedDenoiser, ScriptedTask
 
 from dllm_gym.agents import collect, load_policy, sft
@@ -396,39 +397,19 @@ RUNS = {
 WEIGHTS = [(name, "policy/policy.safetensors") for name in ("grpo", "ppo")] + [("sft", "denoiser/model.safetensors")]
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture
 def play(tmp_path, monkeypatch):
     """Train into ``tmp_path / name``; after line ``kill_at`` of the log it dies, after ``signal_at`` comes Ctrl-C."""
     monkeypatch.setattr(sft, "build_tokenizer", functools.partial(sft.build_tokenizer, samples=200))
-    log = Run.log
 
     def play(
         algorithm: str, name: str, *, kill_at: int = 0, signal_at: int = 0, resume: bool = False, **changes
     ) -> Path:
         module, config = RUNS[algorithm]
-        lines = []
-
-        def log_and_die(run, step, metrics, *rest):
-            log(run, step, metrics, *rest)
-            lines.append(step)
-            if len(lines) == kill_at:
-                raise Killed
-            if len(lines) == signal_at:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr(Run, "log", log_and_die)
         folder = tmp_path / name
         where = {"resume": str(folder)} if resume else {"run_dir": str(folder)}
-        try:
+        with interrupted(kill_at, signal_at):
             assert module.train(replace(config, **where, **changes)) == folder
-        except Killed:
-            assert kill_at
-        except SystemExit as stop:
-            assert signal_at and stop.code == 130
         return folder
 
     return play

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
 
 from dllm_gym import load_denoiser
 from dllm_gym.agents.denoiser_rl import learner as learner_module
@@ -92,7 +93,8 @@ def work(folder: Path) -> None:
     assert accelerator.num_processes == 2 and accelerator.distributed_type == DistributedType.MULTI_CPU
     rank = accelerator.process_index
     results = {kind: update(kind, slice(rank, None, 2)) for kind in UPDATES} | {"train": train(folder)}
-    torch.save(results, folder / f"{rank}.pt")
+    for kind, tensors in results.items():
+        save_file({name: t.detach().clone() for name, t in tensors.items()}, folder / f"{kind} {rank}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def processes(folder) -> list[dict]:
     """What each process ended with."""
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    kinds = (*UPDATES, "train")
+    return [{kind: load_file(folder / f"{kind} {rank}.safetensors") for kind in kinds} for rank in range(2)]
 
 
 @pytest.mark.parametrize("kind", UPDATES)

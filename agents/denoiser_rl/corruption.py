@@ -109,12 +109,11 @@ def corrupt(
         scored = torch.cat([chosen, half & ~chosen])
         weight = scored * (size + 1) / scored.sum(dim=-1, keepdim=True).clamp(min=1)
     else:
-        strata = torch.rand(shape[:2], generator=generator, device=device).argsort(dim=0)[..., None]
+        strata = uniforms(*shape[:2]).argsort(dim=0)[..., None]
         count = ((strata + uniforms(*shape[:2], 1)) / maskings * size).long().clamp(max=size - 1) + 1
         scored = _some_of(inside, count, uniforms)
         weight = scored * (blocks * size / count)
 
-    clean = clean & completion
     masked = ~clean & ~(inside & ~scored)
     prompt_masked = torch.zeros((maskings, *prompt_mask.shape), dtype=torch.bool, device=device)
     if p_mask_prompt:

@@ -102,7 +102,8 @@ def improve(
     sampling = summarise(rollout, valid, learner.end_tokens, config.group)
     sampling = dict(zip(sampling, accelerator.reduce(torch.stack(list(sampling.values()))).tolist(), strict=True))
     weight = valid / max(1.0, sampling["valid"])
-    prompts = [env.episodes.encode_prompt(problem) for problem in rollout.problems]
+    prompts = [env.episodes.encode_prompt(problem) for problem in rollout.problems[:: config.group]]
+    prompts = [prompt for prompt in prompts for _ in range(config.group)]
     generator = torch.Generator(accelerator.device).manual_seed(mask_seed)
     rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
     with seeded(mask_seed):  # dropout
