@@ -21,10 +21,13 @@ class EnvConfig:
 
     id: str = "MaskedDiffusion-GSM8K-v0"
     """Registered id of a set-of-positions environment."""
-    denoiser: str = "embedded"
-    """"embedded", "embedded-early", a hub id or a local folder."""
+    denoiser: str | None = None
+    """"embedded", "embedded-early", a hub id or a local folder; None: the id's own, which is "embedded" but for the
+    oracle."""
     dataset: str | None = None
     """None, "embedded", "hub", a hub id, or a local file; used for training and testing with their splits."""
+    allow_code_execution: bool = False
+    """Must be True for tasks whose verifier runs the completion."""
     gen_length: int | None = None
     """Tokens of a completion; None: the task's."""
     block_length: int | None = None
@@ -43,6 +46,11 @@ class EnvConfig:
     """"auto", "cpu", "cuda"."""
     dtype: str = "auto"
     """Of the denoiser: "auto" (float32 on a CPU), "float32", "bfloat16" (2x faster where the CPU has bf16 units)."""
+
+    @property
+    def denoiser_name(self) -> str:
+        """The denoiser that is used."""
+        return self.denoiser or gym.spec(self.id).kwargs.get("denoiser", "embedded")
 
 
 def check_common(config) -> None:
@@ -67,9 +75,7 @@ def make_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVec
     known = [i for i, spec in gym.registry.items() if i.startswith("MaskedDiffusion-") and spec.vector_entry_point]
     if config.id not in known:
         raise ValueError(f"env id {config.id!r}: must be one of {sorted(known)}.")
-    settings = vars(config) | {"split": split} | changes
-    if config.denoiser == "embedded":  # an id may bring a denoiser of its own, as the oracle's does
-        settings["denoiser"] = gym.spec(config.id).kwargs.get("denoiser", "embedded")
+    settings = vars(config) | {"denoiser": config.denoiser_name, "split": split} | changes
     return gym.make_vec(settings.pop("id"), **settings)
 
 

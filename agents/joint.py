@@ -87,7 +87,7 @@ def train(config: JointConfig) -> Path:
     accelerator = trainer.make_accelerator(denoiser_config)
     if accelerator.num_processes > 1:
         raise ValueError(f"joint trains in one process, not in {accelerator.num_processes}.")
-    denoiser = load_denoiser(config.env.denoiser, accelerator.device, config.env.dtype)
+    denoiser = load_denoiser(config.env.denoiser_name, accelerator.device, config.env.dtype)
     sampler_env = make_env(replace(policy_config.env, denoiser=denoiser))
     denoiser_env = make_env(replace(denoiser_config.env, denoiser=denoiser))
     trainer.check_masking(denoiser_config, denoiser_env)

@@ -87,7 +87,7 @@ def run_job(job: Job, config: Config) -> Path:
         settings = replace(settings, learning_rate=job.learning_rate)
     if config.iterations:
         settings = replace(settings, iterations=config.iterations)
-    source = env.denoiser
+    source = env.denoiser_name
     if job.seed is not None:
         if not (folder / "summary.json").exists():
             where = {"resume": str(folder)} if list(folder.glob("checkpoint-*")) else {"run_dir": str(folder)}

@@ -41,7 +41,7 @@ def evaluate_samplers(
             policy.to(made.episodes.device).seed(seed)
         show = None if progress is None else lambda ended, text=text: progress(text, ended, len(indices))
         results[text] = evaluate(made, policy, indices, seed=seed, progress=show)
-    used = {"gen_length": made.episodes.gen_length, "device": str(made.episodes.device)}
+    used = {"denoiser": env.denoiser_name, "gen_length": made.episodes.gen_length, "device": str(made.episodes.device)}
     settings = {
         "env": asdict(env) | {"dataset": made.episodes.task.dataset} | used,
         "problems": len(indices),

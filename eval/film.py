@@ -45,9 +45,9 @@ def draw(config: FilmConfig) -> None:
     if config.output.suffix not in (".png", ".gif"):
         raise ValueError(f"output={str(config.output)!r}: must be a .png or a .gif.")
     policy = make_sampler(config.sampler, config.seed)
-    settings = vars(config.env) | {"split": config.split, "render_mode": "rgb_array"}
+    settings = vars(config.env) | {"denoiser": config.env.denoiser_name, "split": config.split}
     settings.pop("num_envs")
-    env = gym.make(settings.pop("id"), **settings).unwrapped
+    env = gym.make(settings.pop("id"), render_mode="rgb_array", **settings).unwrapped
     env.reset(seed=config.seed, options={"problem": config.problem})
     frames, terminated = [env.trace.frame(0)], False
     while not terminated:

@@ -101,8 +101,8 @@ def measure(config: ThroughputConfig) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{env_id}, denoiser {config.env.denoiser}, gen_length {episodes.gen_length}, {episodes.device}, dtype "
-        f"{config.env.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {config.repeats} repeats",
+        title=f"{env_id}, denoiser {config.env.denoiser_name}, gen_length {episodes.gen_length}, {episodes.device}, "
+        f"dtype {config.env.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {config.repeats} repeats",
         caption="median of the repeats, the least and the most in brackets",
     )
     for name in ("figure", "measured", "goal", "compared with", "setting"):

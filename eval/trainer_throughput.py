@@ -164,7 +164,7 @@ def measure_trainer(name: str, env: EnvConfig, model: ModelConfig, repeats: int,
         f"{torch.__version__}, {repeats} repeats",
         caption="median of the repeats, the least and the most in brackets; memory beyond that of the weights",
     )
-    for column in ("figure", f"{env.id}, denoiser {env.denoiser}", "Llama with random weights"):
+    for column in ("figure", f"{env.id}, denoiser {env.denoiser_name}", "Llama with random weights"):
         table.add_column(column)
     rates = (median(contestants[key].completions / times[key], ".3g") for key in whole)
     table.add_row("completions a second", *rates)
@@ -196,7 +196,7 @@ def on_task(name: str, env: EnvConfig) -> Contestant:
     config.problems = math.ceil(env.num_envs / config.group)
     config.check()
     accelerator = trainer.make_accelerator(config)
-    denoiser = load_denoiser(env.denoiser, accelerator.device, env.dtype)
+    denoiser = load_denoiser(env.denoiser_name, accelerator.device, env.dtype)
     environment = make_env(replace(config.env, denoiser=denoiser))
     trainer.check_masking(config, environment)
     sampler = make_sampler(config.sampler)

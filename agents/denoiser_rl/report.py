@@ -44,7 +44,7 @@ def compare(
     learned: dict[str, Policy] | None = None,
 ) -> dict:
     """The table, on the config's samplers and on ``learned`` ones."""
-    before = load_denoiser(env.denoiser, trained.device, env.dtype)
+    before = load_denoiser(env.denoiser_name, trained.device, env.dtype)
     samplers = {text: make_sampler(text, device=trained.device) for text in config.samplers} | (learned or {})
     results = {
         name: evaluate_denoiser(denoiser, samplers, config.problems, env)

@@ -49,7 +49,7 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config)
-    denoiser = load_denoiser(config.env.denoiser, accelerator.device, config.env.dtype)
+    denoiser = load_denoiser(config.env.denoiser_name, accelerator.device, config.env.dtype)
     env = make_env(replace(config.env, denoiser=denoiser))
     check_masking(config, env)
     sampler = make_sampler(config.sampler, device=accelerator.device)

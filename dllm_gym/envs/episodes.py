@@ -48,6 +48,7 @@ class Episodes:
         denoiser: str | Denoiser = "embedded",
         dataset: str | None = None,
         split: str = "train",
+        allow_code_execution: bool = False,
         gen_length: int | None = None,
         block_length: int | None = None,
         temperature: float = 0.0,
@@ -66,7 +67,8 @@ class Episodes:
             if dataset not in (None, task.dataset):
                 raise ValueError(f"dataset={dataset!r}: the Task given has its own, {task.dataset!r}.")
         else:
-            task = make_task(task, dataset or self.denoiser.default_dataset, split)
+            options = {"allow_code_execution": allow_code_execution}
+            task = make_task(task, dataset or self.denoiser.default_dataset, split, **options)
         self.task = task
         self.num_rows = num_rows
         self.gen_length = task.gen_length if gen_length is None else gen_length

@@ -74,6 +74,7 @@ class UnmaskingEnv(gym.Env):
     | `denoiser` | "embedded" | "embedded", "embedded-early", "oracle", a hub id, a folder, or a `Denoiser` (shared) |
     | `dataset` | None | "embedded" or "hub" (None: as suits the denoiser), a hub id, a local .jsonl, .csv or .parquet |
     | `split` | "train" | "train" or "test", disjoint |
+    | `allow_code_execution` | False | must be True for tasks whose verifier runs the completion |
     | `gen_length` | the task's | L, tokens of a completion |
     | `block_length` | None | blocks are decoded left to right; None = L: full diffusion; else a divisor of L |
     | `temperature` | 0.0 | of the token choice: 0 is the argmax |

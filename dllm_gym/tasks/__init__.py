@@ -11,8 +11,8 @@ from dllm_gym.tasks.sudoku import Sudoku
 TASKS: dict[str, type[Task]] = {task.name: task for task in (GSM8K, Countdown, Sudoku, Oracle)}
 
 
-def make_task(name: str, dataset: str | None = None, split: str = "train") -> Task:
-    """A task by name; see `dllm_gym.tasks.base.Task` for ``dataset`` and ``split``.
+def make_task(name: str, dataset: str | None = None, split: str = "train", **options) -> Task:
+    """A task by name; see `dllm_gym.tasks.base.Task` for ``dataset``, ``split`` and the options.
 
     Raises:
         ValueError: an unknown name or split, or a data file with a broken line.
@@ -21,4 +21,4 @@ def make_task(name: str, dataset: str | None = None, split: str = "train") -> Ta
     """
     if name not in TASKS:
         raise ValueError(f"task={name!r}: must be one of {sorted(TASKS)}.")
-    return TASKS[name](dataset, split)
+    return TASKS[name](dataset, split, **options)

@@ -27,6 +27,7 @@ class Task(ABC):
         dataset: None or "embedded" for the procedurally generated problems; "hub" for the task's own set on the
             hub (`hub_id`); another hub id; or a local .jsonl, .csv or .parquet file.
         split: "train" or "test"; the embedded splits are disjoint in content. A local file is one split, used as is.
+        allow_code_execution: needed by tasks whose verifier runs what the denoiser wrote (`runs_code`).
     """
 
     name: str
@@ -38,10 +39,17 @@ class Task(ABC):
     hub_splits = {"train": "train", "test": "test"}
     columns: str
     """The columns that a row needs, for error messages."""
+    runs_code: bool = False
+    """Whether the verifier runs the completion, in a sandbox."""
 
-    def __init__(self, dataset: str | None = None, split: str = "train"):
+    def __init__(self, dataset: str | None = None, split: str = "train", *, allow_code_execution: bool = False):
         if split not in ("train", "test"):
             raise ValueError(f"split={split!r}: must be 'train' or 'test'.")
+        if self.runs_code and not allow_code_execution:
+            raise ValueError(
+                f"{self.name} runs what the denoiser writes, in a sandbox that limits it (docs/code-tasks.md): "
+                f"give allow_code_execution=True to agree."
+            )
         self.split = split
         if dataset == "hub" and self.hub_id is None:
             raise ValueError(

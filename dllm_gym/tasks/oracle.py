@@ -27,10 +27,17 @@ class Oracle(Task):
     hub_id = None
     columns = "nothing: the oracle has no data files"
 
-    def __init__(self, dataset: str | None = None, split: str = "train", sentences: Mapping[str, float] = SENTENCES):
+    def __init__(
+        self,
+        dataset: str | None = None,
+        split: str = "train",
+        *,
+        sentences: Mapping[str, float] = SENTENCES,
+        **options,
+    ):
         if dataset not in (None, EMBEDDED):
             raise ValueError(f"dataset={dataset!r}: the oracle's problems are its own; leave it out or 'embedded'.")
-        super().__init__(dataset, split)
+        super().__init__(dataset, split, **options)
         self.sentences = dict(sentences)
         self.gen_length = len(next(iter(self.sentences)).split())
 
