@@ -102,7 +102,8 @@ def measure(config: ThroughputConfig) -> None:
 
     table = Table(
         title=f"{env_id}, denoiser {config.env.denoiser_name}, gen_length {episodes.gen_length}, {episodes.device}, "
-        f"dtype {config.env.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {config.repeats} repeats",
+        f"dtype {config.env.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{config.repeats} repeats",
         caption="median of the repeats, the least and the most in brackets",
     )
     for name in ("figure", "measured", "goal", "compared with", "setting"):
