@@ -26,6 +26,10 @@ class EnvConfig:
     oracle."""
     dataset: str | None = None
     """None, "embedded", "hub", a hub id, or a local file; used for training and testing with their splits."""
+    prompt_template: str | None = None
+    """Path of a text file with {question} in it, for real data; None: the task's own prompt."""
+    few_shot: int = 0
+    """Worked examples before every question, for real data."""
     allow_code_execution: bool = False
     """Must be True for tasks whose verifier runs the completion."""
     gen_length: int | None = None
@@ -50,7 +54,7 @@ class EnvConfig:
     @property
     def denoiser_name(self) -> str:
         """The denoiser that is used."""
-        return self.denoiser or gym.spec(self.id).kwargs.get("denoiser", "embedded")
+        return self.denoiser or _spec(self.id).kwargs.get("denoiser", "embedded")
 
 
 def check_common(config) -> None:
@@ -70,13 +74,19 @@ def make_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVec
     Raises:
         ValueError: an id that is not registered, or not one whose action is a set of positions.
     """
-    import dllm_gym  # noqa: F401  (registers the ids)
-
-    known = [i for i, spec in gym.registry.items() if i.startswith("MaskedDiffusion-") and spec.vector_entry_point]
-    if config.id not in known:
-        raise ValueError(f"env id {config.id!r}: must be one of {sorted(known)}.")
+    _spec(config.id)
     settings = vars(config) | {"denoiser": config.denoiser_name, "split": split} | changes
     return gym.make_vec(settings.pop("id"), **settings)
+
+
+def _spec(env_id: str):
+    """Gymnasium's spec of an id whose action is a set of positions."""
+    import dllm_gym  # noqa: F401  (registers the ids)
+
+    known = {i: s for i, s in gym.registry.items() if i.startswith("MaskedDiffusion-") and s.vector_entry_point}
+    if env_id not in known:
+        raise ValueError(f"env id {env_id!r}: must be one of {sorted(known)}.")
+    return known[env_id]
 
 
 def make_policy_network(config: PolicyConfig, seed: int, device: torch.device) -> UnmaskingPolicy:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dllm_gym.envs.episodes import Finished
 from dllm_gym.types import Observation, Rollout
 
 Policy = Callable[[Observation], Tensor]
@@ -26,7 +27,8 @@ def collect(
     seed: int | Sequence[int] = 0,
     explore: bool = True,
     keep_steps: bool = True,
-    progress: Callable[[int], None] | None = None,
+    numbers: Sequence[int] | None = None,
+    ended: Callable[[int, Finished], None] | None = None,
 ) -> Rollout:
     """Play one episode for each problem index; the n-th entry of the rollout is that of ``problems[n]``.
 
@@ -36,28 +38,32 @@ def collect(
         problems: indices into the environment's task, repeated for groups.
         seed: episode n draws its tokens (at temperature > 0) from a generator seeded by (seed, n), whatever the
             number of rows.
+        numbers: the n of each episode in its seed; None: 0, 1, ... For one part of many episodes.
         explore: sample as in training (`act`): an empty set stays empty, for the environment to deal with. Otherwise
             the policy is called, as at evaluation. Heuristics are always called.
         keep_steps: keep observations, picks and log-probabilities.
-        progress: called with the number of episodes that have ended, after each step.
+        ended: called with n and its `Finished` for each episode that has ended, in the order in which they end.
     """
     if not len(problems):
         raise ValueError("problems is empty: give the index of at least one problem.")
     episodes = env.unwrapped.episodes
-    queue = list(enumerate(problems))[::-1]
+    # Longest prompts first: rows that are decoded together are padded to the longest of them.
+    lengths = {index: len(episodes.encode_prompt(episodes.task[index])) for index in set(problems)}
+    queue = sorted(enumerate(problems), key=lambda item: (lengths[item[1]], -item[0]))
     owner = np.full(episodes.num_rows, -1)
     finished: list = [None] * len(problems)
     steps: list[tuple[Observation, Tensor, Tensor, Tensor]] = []
     acts = explore and hasattr(policy, "act")
     episodes.clear()
-    ended = 0
-    while ended < len(problems):
+    left = len(problems)
+    while left:
         free = np.flatnonzero(~episodes.active)[: len(queue)]
         if len(free):
             taken = [queue.pop() for _ in free]
             for row, (n, _) in zip(free, taken, strict=True):
                 owner[row] = n
-                episodes.rngs[row] = np.random.default_rng([*np.atleast_1d(seed), n])
+                number = n if numbers is None else numbers[n]
+                episodes.rngs[row] = np.random.default_rng([*np.atleast_1d(seed), number])
             episodes.begin(free, [index for _, index in taken])
         observation = episodes.observe()
         rows = torch.as_tensor(np.flatnonzero(episodes.active), device=episodes.device)
@@ -71,11 +77,11 @@ def collect(
             steps.append((seen, picks, log_prob, torch.as_tensor(owner, device=episodes.device)[rows]))
         unmask = torch.zeros_like(observation.masked).index_copy(0, rows, picks > 0)
         for end in episodes.commit(unmask):
-            n = owner[end.row]
+            n = int(owner[end.row])
             finished[n] = (episodes.problems[end.row], end, episodes.canvas.tokens[end.row])
-            ended += 1
-        if progress:
-            progress(ended)
+            left -= 1
+            if ended:
+                ended(n, end)
 
     device = episodes.device
     ends = [end for _, end, _ in finished]
@@ -88,6 +94,7 @@ def collect(
         correct=torch.tensor([end.info["correct"] for end in ends], device=device),
         nfe=torch.tensor([end.info["nfe"] for end in ends], device=device),
         reward=torch.tensor([end.reward for end in ends], device=device),
+        log_likelihood=torch.tensor([end.info["log_likelihood"] for end in ends], device=device),
         observation=Observation.cat(parts[0]) if parts else None,
         picks=torch.cat(parts[1]) if parts else None,
         log_prob=torch.cat(parts[2]) if parts else None,
@@ -113,11 +120,9 @@ class Evaluation:
         return means | {f"{name}_interval": list(bootstrap_interval(v)) for name, v in values.items()}
 
 
-def evaluate(
-    env, policy: Policy, problems: Sequence[int], *, seed: int = 0, progress: Callable[[int], None] | None = None
-) -> Evaluation:
+def evaluate(env, policy: Policy, problems: Sequence[int], *, seed: int = 0) -> Evaluation:
     """Play each problem once, the policy called as at evaluation, and keep what a table needs."""
-    rollout = collect(env, policy, problems, seed=seed, explore=False, keep_steps=False, progress=progress)
+    rollout = collect(env, policy, problems, seed=seed, explore=False, keep_steps=False)
     return Evaluation(
         correct=rollout.correct.cpu().numpy(),
         nfe=rollout.nfe.cpu().numpy(),

@@ -9,36 +9,48 @@ from pathlib import Path
 import torch
 
 from dllm_gym.agents.heuristics import HEURISTICS, make_policy
+from dllm_gym.agents.metropolis import Metropolis
 from dllm_gym.agents.policy import UnmaskingPolicy, load_policy
 from dllm_gym.agents.rollout import Policy
 
+SAMPLERS = HEURISTICS | {"metropolis": Metropolis}
 
-def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Policy:
+
+def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Policy | Metropolis:
     """A heuristic's name with arguments (``threshold:threshold=0.9``), or the folder of a trained policy, for a device.
+
+    Also ``metropolis:alpha=4,steps=16``, which decodes whole completions and is no `Policy`.
 
     Raises:
         ValueError: neither a heuristic's name nor a policy's folder, or arguments that the heuristic does not take.
     """
     name, _, rest = text.partition(":")
-    if name not in HEURISTICS:
+    if name not in SAMPLERS:
         if not Path(text).is_dir():
             raise ValueError(
-                f"sampler={text!r}: must be one of {sorted(HEURISTICS)}, with arguments as in threshold:threshold=0.9, "
+                f"sampler={text!r}: must be one of {sorted(SAMPLERS)}, with arguments as in threshold:threshold=0.9, "
                 f"or the folder of a trained policy."
             )
         return load_policy(text).to(device).seed(seed)
-    arguments = {}
+    fields = SAMPLERS[name].__dataclass_fields__
+    arguments = {"seed": seed} if "seed" in fields else {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            equals = ""
-        if not equals or not isinstance(arguments[key], int | float):
+        arguments[key] = _number(value)
+        words = key in fields and "str" in fields[key].type
+        if not equals or (arguments[key] is None and not words):
             raise ValueError(f"sampler={text!r}: {part!r} is not of the form argument=number.")
-    if "seed" in HEURISTICS[name].__dataclass_fields__:
-        arguments = {"seed": seed} | arguments
-    return make_policy(name, **arguments)
+        if arguments[key] is None:
+            arguments[key] = value
+    return Metropolis(**arguments) if name == "metropolis" else make_policy(name, **arguments)
+
+
+def _number(text: str) -> int | float | None:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    return value if isinstance(value, int | float) else None
 
 
 def reseeded(sampler: Policy, seed: int) -> Policy:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-IDS = {"GSM8K": "gsm8k", "Countdown": "countdown", "Sudoku": "sudoku", "Oracle": "oracle"}
+IDS = {
+    "GSM8K": {"task": "gsm8k"},
+    "MATH500": {"task": "math500", "split": "test"},
+    "AIME24": {"task": "aime24", "split": "test"},
+    "AIME25": {"task": "aime25", "split": "test"},
+    "HumanEval": {"task": "humaneval", "split": "test"},
+    "MBPP": {"task": "mbpp"},
+    "Countdown": {"task": "countdown"},
+    "Sudoku": {"task": "sudoku"},
+    "Oracle": {"task": "oracle", "denoiser": "oracle"},
+}
+"""Name of the id -> its defaults. Benchmarks without training problems are made with those they have."""
 FORMS = {"": None, "-TopK": "topk", "-Threshold": "threshold", "-Position": "position"}
 """Suffix of the id -> form of action and observation, see `dllm_gym.envs.wrappers`."""
 
 
 def register_all() -> None:
     """Register every ``MaskedDiffusion-{task}{form}-v0``."""
-    for name, task in IDS.items():
-        kwargs = {"task": task} | ({"denoiser": "oracle"} if task == "oracle" else {})
+    for name, kwargs in IDS.items():
         gym.register(
             id=f"MaskedDiffusion-{name}-v0",
             entry_point="dllm_gym.envs.unmasking:UnmaskingEnv",

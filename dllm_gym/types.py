@@ -59,6 +59,10 @@ class Canvas:
         """The canvas of some rows: a slice, an index tensor or a boolean mask."""
         return _take(self, rows)
 
+    def put(self, rows: Tensor, part: Canvas) -> Canvas:
+        """A new canvas in which some rows are those of ``part``, whose prompts are as wide."""
+        return _put(self, rows, part)
+
 
 @dataclass
 class Prediction:
@@ -68,6 +72,8 @@ class Prediction:
     """``[B, L]`` int64: the token that would be written (argmax, or drawn at a temperature)."""
     probability: Tensor
     """``[B, L]`` float32: untempered probability of ``token``."""
+    draw_log_prob: Tensor
+    """``[B, L]`` float32: log-probability with which ``token`` was drawn, at the temperature; 0 for the argmax."""
     confidence: Tensor
     """``[B, L, k]`` float32: the k highest probabilities, descending."""
     entropy: Tensor
@@ -110,8 +116,7 @@ class Observation:
 
     def put(self, rows: Tensor, seen: Observation) -> Observation:
         """A new observation in which some rows are those of ``seen``."""
-        pairs = ((getattr(self, f.name), getattr(seen, f.name)) for f in dataclasses.fields(self))
-        return Observation(*(mine.index_copy(0, rows, theirs) for mine, theirs in pairs))
+        return _put(self, rows, seen)
 
     @staticmethod
     def cat(parts: list[Observation]) -> Observation:
@@ -137,6 +142,8 @@ class Rollout:
     """``[E]`` int64: denoiser forwards."""
     reward: Tensor
     """``[E]`` float32."""
+    log_likelihood: Tensor
+    """``[E]`` float32, nats: untempered log-probabilities of the tokens, each at the step that wrote it, summed."""
     observation: Observation | None
     """N rows: what the policy saw at each step; None where steps were not kept."""
     picks: Tensor | None
@@ -153,7 +160,7 @@ class Rollout:
     def cat(parts: list[Rollout]) -> Rollout:
         """The episodes of several rollouts with kept steps, one after the other."""
         offsets = torch.tensor([0, *(len(part) for part in parts)]).cumsum(dim=0).tolist()
-        tensors = ("tokens", "score", "correct", "nfe", "reward", "picks", "log_prob")
+        tensors = ("tokens", "score", "correct", "nfe", "reward", "log_likelihood", "picks", "log_prob")
         return Rollout(
             problems=[problem for part in parts for problem in part.problems],
             completions=[text for part in parts for text in part.completions],
@@ -166,3 +173,9 @@ class Rollout:
 def _take(batch, rows):
     """The same batch type with only some rows."""
     return dataclasses.replace(batch, **{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(batch)})
+
+
+def _put(batch, rows: Tensor, part):
+    """The same batch type with some rows replaced."""
+    pairs = ((getattr(batch, f.name), getattr(part, f.name)) for f in dataclasses.fields(batch))
+    return type(batch)(*(mine.index_copy(0, rows, theirs) for mine, theirs in pairs))

@@ -1,57 +1,65 @@
-"""``dllm-eval``: samplers side by side on the same problems."""
+"""``dllm-eval``: samplers side by side on the same problems; ``dllm-eval compare | experiment | report`` beside it."""
 
 from __future__ import annotations
 
-import os
+import importlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from dllm_gym.agents.config import EnvConfig
-from dllm_gym.agents.samplers import make_sampler
-from dllm_gym.eval.evaluate import evaluate_samplers, print_results, write_results
+from dllm_gym.eval.command import run
+from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
+from dllm_gym.eval.results import ResultsFile
+from dllm_gym.eval.tables import print_cells
+
+COMMANDS = {
+    "compare": ("dllm_gym.eval.compare", "CompareConfig", "compare"),
+    "experiment": ("dllm_gym.eval.experiment", "ExperimentConfig", "experiment"),
+    "report": ("dllm_gym.eval.report", "ReportConfig", "report"),
+}
+"""Subcommand -> module, its config and its function."""
 
 
 @dataclass
 class EvalConfig:
-    """Evaluate samplers on the same problems; with two or more, compare each with the first."""
+    """Evaluate samplers on the same problems; with two or more, compare each with the first.
+
+    Other commands: ``dllm-eval compare A B`` (two results, paired), ``dllm-eval report RESULTS...`` (a page to look
+    at), ``dllm-eval experiment FILE.yaml`` (a grid of samplers, denoisers, tasks and settings). Each has ``--help``.
+    """
 
     sampler: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A heuristic with its arguments (``threshold:threshold=0.9``, ``random:k=2,seed=1``), or the folder of a trained
-    policy. Repeat the flag for each sampler."""
+    """A heuristic with its arguments (``threshold:threshold=0.9``, ``random:k=2,seed=1``), Metropolis-Hastings
+    (``metropolis:alpha=4,steps=16``, with ``--env.temperature 1``), or the folder of a trained policy. Repeat the flag
+    for each sampler."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """The environment."""
     problems: int = 1000
     """Problems: the first of the split."""
+    samples: int = 1
+    """Completions a problem, for Pass@k."""
     split: str = "test"
     """"test" or "train"."""
     seed: int = 0
     """Of everything drawn: tokens at a temperature, samplers that draw."""
+    films: int = 3
+    """Problems whose unmasking is kept for the report's player."""
     output: Path | None = None
-    """A .jsonl file: one line a sampler with every setting and the result of every problem."""
-    overwrite: bool = False
-    """Replace the output file where it exists."""
+    """A .jsonl file of results. One that is there is continued: what it has is not done again."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``dllm-eval [flags]``. Returns the exit code: 2 for a mistake in what was given."""
-    return run("dllm-eval", EvalConfig, _evaluate, argv)
-
-
-def run(prog: str, config_type: type, function: Callable, argv: list[str] | None) -> int:
-    """Call a function with the config that the flags give; a mistake in them is one line and exit code 2."""
-    try:
-        function(tyro.cli(config_type, prog=prog, args=argv))
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("DLLM_GYM_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}\n(DLLM_GYM_TRACEBACK=1 shows where)", file=sys.stderr)
-        return 2
-    return 0
+    """``dllm-eval [COMMAND] [flags]``. Returns the exit code: 2 for a mistake in what was given."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0] in COMMANDS:
+        module, config, function = COMMANDS[arguments[0]]
+        module = importlib.import_module(module)
+        return run(f"dllm-eval {arguments[0]}", getattr(module, config), getattr(module, function), arguments[1:])
+    return run("dllm-eval", EvalConfig, _evaluate, arguments)
 
 
 def _evaluate(config: EvalConfig) -> None:
@@ -61,21 +69,18 @@ def _evaluate(config: EvalConfig) -> None:
 
     if not config.sampler:
         raise ValueError("no sampler: give --sampler, for example --sampler threshold:threshold=0.9.")
-    if config.output and config.output.exists() and (config.output.is_dir() or not config.overwrite):
-        raise FileExistsError(f"output={str(config.output)!r} exists: name another file, or give --overwrite.")
-    samplers = {text: make_sampler(text, config.seed) for text in config.sampler}
+    if config.output and config.output.is_dir():
+        raise IsADirectoryError(f"output={str(config.output)!r}: a folder, must be a file.")
+    shared = {f.name: getattr(config, f.name) for f in fields(CellConfig) if f.name != "sampler"}
+    requests = [CellConfig(sampler, **shared) for sampler in config.sampler]
+    for request in requests:
+        request.check()
+    file = ResultsFile(config.output) if config.output else None
+    cells = []
     with Progress(console=Console(stderr=True), transient=True) as bars:
-        rows = {}
-
-        def progress(label: str, ended: int, total: int) -> None:
-            if label not in rows:
-                rows[label] = bars.add_task(escape(label), total=total)
-            bars.update(rows[label], completed=ended)
-
-        results, settings = evaluate_samplers(
-            samplers, config.env, problems=config.problems, split=config.split, seed=config.seed, progress=progress
-        )
-    print_results(results, settings)
+        for request in requests:
+            bar = bars.add_task(escape(request.sampler), total=None)
+            cells.append(evaluate_cell(request, file, lambda n, of, bar=bar: bars.update(bar, completed=n, total=of)))
+    print_cells(cells)
     if config.output:
-        write_results(config.output, results, settings, samplers)
         print(f"results: {config.output}")

@@ -1,137 +1,173 @@
-"""Evaluate samplers on an environment: one command, every setting stated."""
+"""Evaluate a sampler: every setting stated, every problem's result kept, an interrupted evaluation continued."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 
 import dllm_gym
 from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.heuristics import Margin
+from dllm_gym.agents.metropolis import Metropolis
 from dllm_gym.agents.policy import UnmaskingPolicy
-from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, evaluate
+from dllm_gym.agents.rollout import Policy, collect
+from dllm_gym.agents.samplers import make_sampler
+from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.envs.episodes import Finished
+from dllm_gym.eval.film import play
+from dllm_gym.eval.results import PER_SAMPLE, Cell, ResultsFile
+from dllm_gym.rendering import Frame
+from dllm_gym.types import Problem
 
 
-def evaluate_samplers(
-    samplers: dict[str, Policy],
-    env: EnvConfig,
-    *,
-    problems: int = 1000,
-    split: str = "test",
-    seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[dict[str, Evaluation], dict]:
-    """Every sampler on the first ``problems`` problems of a split.
+@dataclass
+class CellConfig:
+    """What one cell of a results file is: a sampler on an environment."""
 
-    ``confidence_k`` is raised to what the samplers read. ``progress`` is called with (sampler, problems done, total).
+    sampler: str
+    """A heuristic or "metropolis" with its arguments, or the folder of a trained policy."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """The environment."""
+    problems: int = 1000
+    """The first of the split; all, where it has fewer."""
+    samples: int = 1
+    """Completions a problem, for Pass@k."""
+    split: str = "test"
+    """"test" or "train"."""
+    seed: int = 0
+    """Of everything drawn: tokens at a temperature, samplers that draw."""
+    films: int = 3
+    """Problems, the first ones, that are played once more to keep how their canvases were unmasked."""
 
-    Returns:
-        The evaluations, and every setting that they were made with.
+    def check(self) -> None:
+        """Refuse what cannot be. Raises ValueError."""
+        for name, least in (("problems", 1), ("samples", 1), ("films", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be {least} or more.")
+
+
+def evaluate_cell(
+    config: CellConfig, file: ResultsFile | None = None, progress: Callable[[int, int], None] | None = None
+) -> Cell:
+    """Evaluate what of a cell is not in the file yet, and add it there.
+
+    Args:
+        config: ``env.confidence_k`` is raised to what the sampler reads.
+        file: None: nothing is written.
+        progress: called with (completions so far, all of them).
     """
-    if problems < 1:
-        raise ValueError(f"problems={problems}: must be 1 or more.")
-    env = replace(env, confidence_k=max(env.confidence_k, *map(_reads, samplers.values())))
-    made = make_env(env, split)
-    indices = range(min(problems, len(made.episodes.task)))
-    results = {}
-    for text, policy in samplers.items():
-        if isinstance(policy, UnmaskingPolicy):
-            policy.to(made.episodes.device).seed(seed)
-        show = None if progress is None else lambda ended, text=text: progress(text, ended, len(indices))
-        results[text] = evaluate(made, policy, indices, seed=seed, progress=show)
-    used = {"denoiser": env.denoiser_name, "gen_length": made.episodes.gen_length, "device": str(made.episodes.device)}
-    settings = {
-        "env": asdict(env) | {"dataset": made.episodes.task.dataset} | used,
-        "problems": len(indices),
-        "split": split,
-        "seed": seed,
+    config.check()
+    sampler = make_sampler(config.sampler, config.seed)
+    env = replace(config.env, confidence_k=max(config.env.confidence_k, reads(sampler)))
+    request = {
+        "sampler": config.sampler,
+        "policy": type(sampler).__name__,
+        "policy_settings": settings_of(sampler),
+        "env": asdict(env) | {"denoiser": env.denoiser_name},
+        **{name: getattr(config, name) for name in ("problems", "samples", "split", "seed", "films")},
         "version": dllm_gym.__version__,
     }
-    return results, settings
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
+    if file and (cell := file.cells.get(key)) and cell.end:
+        return cell
+    denoiser = _denoiser(env.denoiser_name, env.device, env.dtype)
+    made = make_env(replace(env, denoiser=denoiser), config.split).unwrapped
+    episodes = made.episodes
+    if isinstance(sampler, Metropolis):
+        sampler.check(episodes)
+    count = min(config.problems, len(episodes.task))
+    used = {"gen_length": episodes.gen_length, "dataset": episodes.task.dataset, "device": str(episodes.device)}
+    settings = request | {"env": request["env"] | used, "problems": count}
+    cell = file.open(key, settings) if file else Cell(key, settings)
+
+    def keep(kind: str, record: dict) -> None:
+        cell.add(kind, record)
+        if file:
+            file.write(key, kind, record)
+
+    known = {record["index"] for record in cell.problems}
+    numbers = [n for n in range(count * config.samples) if n // config.samples not in known]
+    done: dict[int, dict[int, Finished]] = {}
+    totals = {"seconds": 0.0, "tokens": 0, "forwards": 0}
+    left = len(numbers)
+
+    def ended(n: int, end: Finished) -> None:
+        nonlocal left
+        left -= 1
+        index, sample = divmod(numbers[n], config.samples)
+        ends = done.setdefault(index, {})
+        ends[sample] = end
+        totals["tokens"] += end.info["length"]
+        totals["forwards"] += end.info["nfe"]
+        if len(ends) == config.samples:
+            keep("problem", _record(index, episodes.task[index], [ends[i] for i in range(config.samples)]))
+            del done[index]
+        if progress:
+            progress(count * config.samples - left, count * config.samples)
+
+    if numbers:
+        start = time.perf_counter()
+        problems = [n // config.samples for n in numbers]
+        sampler = make_sampler(config.sampler, config.seed + numbers[0], episodes.device)
+        if isinstance(sampler, Metropolis):
+            chains = sampler.run(episodes, problems, numbers=numbers, ended=ended)
+            means = {name: getattr(chains, name).mean(dim=0).tolist() for name in ("acceptance", "log_likelihood")}
+            totals["chain"] = means
+        else:
+            given = {"explore": False, "keep_steps": False}
+            collect(made, sampler, problems, seed=config.seed, numbers=numbers, ended=ended, **given)
+        totals["seconds"] = time.perf_counter() - start
+    if not isinstance(sampler, Metropolis):
+        for index in range(len(cell.films), min(config.films, count)):
+            sampler = make_sampler(config.sampler, config.seed, episodes.device)
+            frames, end = play(episodes, sampler, index, [config.seed, index * config.samples])
+            keep("film", _film(frames[-1], end))
+    keep("end", totals)
+    cell.sort()
+    return cell
 
 
-def print_results(results: dict[str, Evaluation], settings: dict) -> None:
-    """A table of means with 95 % bootstrap intervals over problems, and the paired differences to the first sampler.
-
-    Tokens per forward are gen_length / NFE: positions written, those after the end of the text among them.
-    """
-    from rich.markup import escape
-    from rich.table import Table
-
-    env = settings["env"]
-    caption = ", ".join(f"{key} {value}" for key, value in env.items() if value is not None and key != "id")
-    title = f"{env['id']}, {settings['problems']} {settings['split']} problems (95 % intervals)"
-    table = Table(title=title, caption=caption)
-    table.add_column("sampler", no_wrap=True)
-    for name in ("accuracy %", "NFE", "tokens / forward", "reward"):
-        table.add_column(name, justify="right")
-    for text, result in results.items():
-        row = result.summary()
-        table.add_row(
-            escape(text),
-            _with_interval(row["accuracy"], row["accuracy_interval"], 1, scale=100),
-            _with_interval(row["nfe"], row["nfe_interval"], 2),
-            f"{env['gen_length'] / row['nfe']:.2f}",
-            _with_interval(row["reward"], row["reward_interval"], 3),
-        )
-    console().print(table)
-    (reference, first), *others = results.items()
-    for text, result in others:
-        accuracy, reward = result.correct.astype(float) - first.correct, result.reward - first.reward
-        print(
-            f"{text} minus {reference}: "
-            f"accuracy {_with_interval(accuracy.mean(), bootstrap_interval(accuracy), 1, scale=100, sign='+')}, "
-            f"reward {_with_interval(reward.mean(), bootstrap_interval(reward), 3, sign='+')}"
-        )
+def _record(index: int, problem: Problem, ends: list[Finished]) -> dict:
+    """The line of a problem."""
+    values = [end.info | {"reward": end.reward} for end in ends]
+    lists = {name: [value[name] for value in values] for name in PER_SAMPLE}
+    return {"index": index, "problem_id": problem.id, "prompt": problem.prompt} | lists
 
 
-def console():
-    """A console for tables, wide enough for them where the output is not a terminal."""
-    from rich.console import Console
-
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=140)
-
-
-def write_results(
-    path: str | Path, results: dict[str, Evaluation], settings: dict, samplers: dict[str, Policy]
-) -> None:
-    """One JSON line a sampler: every setting, the means, and the result of every problem."""
-    lines = []
-    for text, result in results.items():
-        per_problem = {
-            "problem_id": result.problem_ids,
-            "correct": result.correct.tolist(),
-            "score": result.score.tolist(),
-            "nfe": result.nfe.tolist(),
-            "reward": result.reward.tolist(),
-            "completion": result.completions,
-        }
-        about = {"sampler": text, "policy": type(samplers[text]).__name__, "policy_settings": _settings(samplers[text])}
-        lines.append(json.dumps(about | settings | {"summary": result.summary()} | per_problem) + "\n")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines))
-    temporary.replace(path)
+def _film(frame: Frame, end: Finished) -> dict:
+    """The line of a film, from its last frame."""
+    return {
+        "problem_id": frame.title,
+        "prompt": frame.prompt,
+        "tokens": frame.tokens,
+        "step_of": frame.step_of.tolist(),
+        "confidence": frame.confidence.tolist(),
+        "correct": end.info["correct"],
+        "nfe": end.info["nfe"],
+    }
 
 
-def _with_interval(mean: float, interval: tuple[float, float], digits: int, scale: float = 1, sign: str = "") -> str:
-    low, high = interval
-    return f"{scale * mean:{sign}.{digits}f} [{scale * low:{sign}.{digits}f}, {scale * high:{sign}.{digits}f}]"
+def settings_of(sampler: Policy | Metropolis) -> dict:
+    """A sampler's arguments, or a learned policy's architecture and a digest of its weights."""
+    if isinstance(sampler, UnmaskingPolicy):
+        weights = b"".join(p.numpy().tobytes() for p in sampler.state_dict().values())
+        return asdict(sampler.config) | {"weights": hashlib.sha256(weights).hexdigest()[:12]}
+    return {f.name: getattr(sampler, f.name) for f in fields(sampler) if f.init}
 
 
-def _settings(policy: Policy) -> dict:
-    """A sampler's arguments, or a learned policy's architecture."""
-    if isinstance(policy, UnmaskingPolicy):
-        return asdict(policy.config)
-    return {f.name: getattr(policy, f.name) for f in fields(policy) if f.init}
-
-
-def _reads(policy: Policy) -> int:
+def reads(sampler: Policy | Metropolis) -> int:
     """Confidences per position that a sampler needs."""
-    if isinstance(policy, UnmaskingPolicy):
-        return policy.config.confidence_k
-    return 2 if isinstance(policy, Margin) else 1
+    if isinstance(sampler, UnmaskingPolicy):
+        return sampler.config.confidence_k
+    return 2 if isinstance(sampler, Margin) or getattr(sampler, "proposal", None) == "margin" else 1
+
+
+@lru_cache(maxsize=1)
+def _denoiser(name: str, device: str, dtype: str) -> Denoiser:
+    """The last one is kept: the cells of a grid mostly share it."""
+    return load_denoiser(name, device, dtype)

@@ -2,24 +2,31 @@
 
 On tabular denoisers of a world small enough to enumerate: how far the ELBO and the EUBO are from the log-likelihood of
 random-order decoding, and how well the expected gradients of the ELBO policy gradient and of SPG agree with the true
-policy gradient, for a denoiser that comes from a joint distribution and for ones that do not.
+policy gradient, for a denoiser that comes from a joint distribution and for ones that do not; and how far
+Metropolis-Hastings chains are from the tempered distribution.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import tyro
+from rich.table import Table
 from torch import Tensor
 
+from dllm_gym.agents.config import EnvConfig, make_env
+from dllm_gym.agents.metropolis import Metropolis
 from dllm_gym.denoisers.oracle import (
     OracleDenoiser,
     TabularDenoiser,
     exact_elbo,
     exact_eubo,
     random_order_log_likelihood,
+    tempered,
 )
+from dllm_gym.eval.command import console
 
 
 @dataclass
@@ -36,6 +43,10 @@ class Config:
     """Renyi orders of the EUBO."""
     omega: float = 0.5
     """Share of the EUBO in SPG's mixture."""
+    chains: int = 20_000
+    """Metropolis-Hastings chains."""
+    steps: int = 15
+    """Of a chain."""
 
 
 def policy_gradients(denoiser: TabularDenoiser, reward: Tensor, beta: float, omega: float) -> dict[str, Tensor]:
@@ -65,10 +76,7 @@ def policy_gradients(denoiser: TabularDenoiser, reward: Tensor, beta: float, ome
 
 
 def main(config: Config) -> None:
-    """Print the bounds and the cosines."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print the bounds, the cosines and the total variations."""
     oracle = OracleDenoiser.default()
     denoisers = {"from the joint": TabularDenoiser.from_oracle(oracle)}
     for seed in range(config.seeds):
@@ -95,9 +103,37 @@ def main(config: Config) -> None:
         gradients = policy_gradients(denoiser, reward, config.betas[0], config.omega)
         row = [torch.cosine_similarity(gradients[name], gradients["true"], dim=0).item() for name in names]
         cosines.add_row(label, *(f"{value:.4f}" for value in row))
-    console = Console()
-    console.print(bounds)
-    console.print(cosines)
+    for table in (bounds, cosines, total_variations(config)):
+        console().print(table)
+
+
+def total_variations(config: Config) -> Table:
+    """A row for each proposal: total variation of the chains' last states to p^alpha, and the share of moves."""
+    table = Table(title=f"Metropolis-Hastings on the oracle, {config.chains} chains of {config.steps} steps")
+    for name in ("proposal", "log p", "blocks of"):
+        table.add_column(name)
+    for alpha in ALPHAS:
+        table.add_column(f"TV, alpha {alpha:g}", justify="right")
+    table.add_column("moves", justify="right")
+    cases = [("random", "trajectory"), ("left-to-right", "trajectory"), ("confidence", "trajectory")]
+    cases += [("tempered-confidence", "trajectory"), ("random", "elbo"), ("threshold", "elbo")]
+    for (proposal, likelihood), block_length in product(cases, (4, 2)):
+        env = EnvConfig("MaskedDiffusion-Oracle-v0", num_envs=20_000, temperature=1.0, block_length=block_length)
+        episodes = make_env(env, "test").unwrapped.episodes
+        joint, distances, moves = episodes.denoiser.joint, [], []
+        for alpha in ALPHAS:
+            sampler = Metropolis(alpha, config.steps, proposal, likelihood)
+            chains = sampler.run(episodes, [0] * config.chains)
+            places = joint.shape[0] ** torch.arange(joint.ndim - 1, -1, -1)
+            counts = torch.bincount((chains.canvas.tokens * places).sum(dim=1), minlength=joint.numel())
+            exact = tempered(joint, alpha, block_length).flatten()
+            distances.append(f"{0.5 * (counts / config.chains - exact).abs().sum():.3f}")
+            moves.append(f"{chains.acceptance.mean():.2f}")
+        table.add_row(proposal, likelihood, str(block_length), *distances, ", ".join(moves))
+    return table
+
+
+ALPHAS = (1.0, 2.0, 4.0)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,17 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import gymnasium as gym
+import numpy as np
+import torch
 
 from dllm_gym import rendering
-from dllm_gym.agents.config import EnvConfig
+from dllm_gym.agents.config import EnvConfig, make_env
+from dllm_gym.agents.rollout import Policy
 from dllm_gym.agents.samplers import make_sampler
-from dllm_gym.eval.cli import run
+from dllm_gym.envs.episodes import Episodes, Finished
+from dllm_gym.envs.trace import Trace
+from dllm_gym.eval.command import run
+from dllm_gym.rendering import Frame
 
 
 @dataclass
@@ -44,16 +49,9 @@ def draw(config: FilmConfig) -> None:
     """Play the episode and write the picture."""
     if config.output.suffix not in (".png", ".gif"):
         raise ValueError(f"output={str(config.output)!r}: must be a .png or a .gif.")
-    policy = make_sampler(config.sampler, config.seed)
-    settings = vars(config.env) | {"denoiser": config.env.denoiser_name, "split": config.split}
-    settings.pop("num_envs")
-    env = gym.make(settings.pop("id"), render_mode="rgb_array", **settings).unwrapped
-    env.reset(seed=config.seed, options={"problem": config.problem})
-    frames, terminated = [env.trace.frame(0)], False
-    while not terminated:
-        unmask = policy(env.episodes.observation)[0]
-        _, _, terminated, _, _ = env.step(unmask)
-        frames.append(env.trace.frame(0))
+    episodes = make_env(config.env, config.split, num_envs=1).unwrapped.episodes
+    policy = make_sampler(config.sampler, config.seed, episodes.device)
+    frames, _ = play(episodes, policy, config.problem, [config.seed, 0])
     if config.output.suffix == ".gif":
         rendering.save_gif(frames, config.output)
     else:
@@ -61,6 +59,31 @@ def draw(config: FilmConfig) -> None:
 
         Image.fromarray(rendering.film(frames)).save(config.output)
     print(f"{frames[-1].prompt}\n{' '.join(frames[-1].tokens)}\n{frames[-1].note}\npicture: {config.output}")
+
+
+def play(episodes: Episodes, policy: Policy, problem: int, seed: list[int]) -> tuple[list[Frame], Finished]:
+    """One episode in row 0: what it looked like before each step and at its end, and how it ended.
+
+    Args:
+        episodes: its rows are taken over.
+        problem: index into the task.
+        seed: of the tokens drawn.
+    """
+    episodes.clear()
+    episodes.rngs[0] = np.random.default_rng(seed)
+    episodes.begin([0], [problem])
+    observation = episodes.observe()
+    trace, finished = Trace(episodes), []
+    trace.begin([0])
+    frames = [trace.frame(0)]
+    while not finished:
+        unmask = torch.zeros_like(observation.masked)
+        unmask[:1] = policy(observation[:1])
+        finished = episodes.commit(unmask)
+        trace.step(finished)
+        observation = episodes.observe()
+        frames.append(trace.frame(0))
+    return frames, finished[0]
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.heuristics import make_policy
 from dllm_gym.agents.rollout import evaluate
 from dllm_gym.envs.episodes import Episodes
-from dllm_gym.eval.cli import run
-from dllm_gym.eval.evaluate import console
+from dllm_gym.eval.command import console, run
 from dllm_gym.eval.trainer_throughput import ModelConfig, measure_trainer, median, now
 
 

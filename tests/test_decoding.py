@@ -32,7 +32,7 @@ def see(canvas: Canvas, *predicted: str, block_length: int | None = None, confid
     token = canvas_of(*predicted).tokens
     best = torch.full(token.shape, 0.5) if confidence is None else torch.tensor(confidence)
     zeros = torch.zeros(token.shape)
-    prediction = Prediction(token, zeros, best[..., None].where(canvas.masked[..., None], 0.0), zeros)
+    prediction = Prediction(token, zeros, zeros, best[..., None].where(canvas.masked[..., None], 0.0), zeros)
     return decoding.observe(canvas, prediction, block_length or token.shape[1])
 
 
@@ -202,7 +202,7 @@ def test_random_walks_match_a_naive_commit(block_length):
         predicted = torch.randint(0, 5, (32, 8), generator=generator)
         unmask = torch.rand(32, 8, generator=generator) < 0.3
         zeros = torch.zeros(32, 8)
-        seen = decoding.observe(canvas, Prediction(predicted, zeros, zeros[..., None], zeros), block_length)
+        seen = decoding.observe(canvas, Prediction(predicted, zeros, zeros, zeros[..., None], zeros), block_length)
         canvas = commit(canvas, seen, unmask)
         rows = [naive_commit(*row, block_length) for row in zip(rows, predicted.tolist(), unmask.tolist(), strict=True)]
         assert canvas.tokens.tolist() == [[MASK if token is None else token for token in row] for row in rows]

@@ -123,7 +123,7 @@ def test_predictions_are_the_softmax_of_the_logits_without_the_mask_token(denois
     assert torch.equal(prediction.token[masked], wanted.argmax(dim=-1)[masked])
     assert torch.equal(prediction.probability, prediction.confidence[..., 0])
     assert masked.any() and all(not values[~masked].any() for values in vars(prediction).values())
-    assert [values.dtype for values in vars(prediction).values()] == [torch.int64, *[torch.float32] * 3]
+    assert [values.dtype for values in vars(prediction).values()] == [torch.int64, *[torch.float32] * 4]
 
 
 def test_nothing_to_predict(denoiser, canvas):

@@ -1,5 +1,6 @@
 """The documentation says what the code says."""
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import dllm_gym  # noqa: F401
 from dllm_gym.agents.cli import ALGORITHMS
 from dllm_gym.agents.heuristics import HEURISTICS
+from dllm_gym.agents.samplers import SAMPLERS
 from dllm_gym.envs.unmasking import UnmaskingEnv
 
 ROOT = Path(__file__).parents[1]
@@ -29,10 +31,14 @@ def test_links_and_pictures_exist(page):
 
 def test_ids_algorithms_and_samplers_named_in_the_documentation_exist():
     text = "\n".join(page.read_text() for page in PAGES)
-    assert set(re.findall(r"MaskedDiffusion-\w+(?:-\w+)?-v0", text)) <= gym.registry.keys()
+    registered_there = re.findall(r'gym\.register\(\s*"([\w-]+)"', text)
+    assert set(re.findall(r"MaskedDiffusion-\w+(?:-\w+)?-v0", text)) <= gym.registry.keys() | set(registered_there)
     assert set(re.findall(r"train_policy\.py ([a-z][\w-]*)", text)) <= ALGORITHMS.keys()
-    assert set(re.findall(r"--sampler ([a-z-]+):", text)) <= HEURISTICS.keys()
+    assert set(re.findall(r"--sampler ([a-z-]+):", text)) <= SAMPLERS.keys()
 
 
 def test_every_heuristic_is_documented():
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/samplers.md").read_text(), re.M)) == set(HEURISTICS)
+    page = (ROOT / "docs/samplers.md").read_text().partition("## Independent Metropolis-Hastings")
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page[0], re.M)) == set(HEURISTICS)
+    arguments = {field.name for field in dataclasses.fields(SAMPLERS["metropolis"])} - {"seed"}
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page[2], re.M)) == arguments

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from checkpoints import write_llada
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import dllm_gym
-from dllm_gym.denoisers.pretrained import EMBEDDED
+from dllm_gym.denoisers.pretrained import EMBEDDED, load_denoiser
 from dllm_gym.envs.sb3 import SB3VecEnv, make_sb3_env
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -32,6 +33,37 @@ ROOT = Path(__file__).parents[1]
 IDS = sorted(id for id in gym.registry if id.startswith("MaskedDiffusion-"))
 FORMS = ("TopK", "Threshold", "Position")
 SET_IDS = [id for id in IDS if not id.endswith(tuple(f"-{form}-v0" for form in FORMS))]
+
+
+BENCHMARK_ROWS = {
+    "math500": {"problem": "What is $1/2$?", "answer": "0.5"},
+    "aime24": {"problem": "What is 1 + 1?", "answer": "2"},
+    "aime25": {"problem": "What is 2 + 2?", "answer": "4"},
+    "humaneval": {
+        "prompt": "def f():\n    'Return 1.'\n",
+        "entry_point": "f",
+        "test": "def check(f):\n    assert f() == 1\n",
+    },
+    "mbpp": {"text": "Write a function f that returns 1.", "test_list": ["assert f() == 1"]},
+}
+"""Tasks without embedded problems are played on two rows of a file, by a tiny denoiser that reads any text."""
+
+
+@pytest.fixture(scope="session")
+def arguments_of(embedded, tmp_path_factory):
+    """What an id needs: a denoiser, and data where it has no embedded problems."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    reader = load_denoiser(write_llada(folder / "checkpoint"), "cpu")
+
+    def arguments(id: str) -> dict:
+        task = gym.spec(id).kwargs["task"]
+        if task not in BENCHMARK_ROWS:
+            return {"denoiser": embedded}
+        file = folder / f"{task}.jsonl"
+        file.write_text(f"{json.dumps(BENCHMARK_ROWS[task])}\n" * 2)
+        return {"denoiser": reader, "dataset": str(file), "gen_length": 12, "allow_code_execution": True}
+
+    return arguments
 
 
 def walk(env: gym.Env, seed: int, steps: int = 12):
@@ -68,8 +100,8 @@ def run_python(code: str) -> subprocess.CompletedProcess:
 
 
 def test_the_registry_has_every_task_in_every_form():
-    tasks = ("GSM8K", "Countdown", "Sudoku")
-    assert set(IDS) >= {f"MaskedDiffusion-{t}{form}-v0" for t in tasks for form in ("", *(f"-{f}" for f in FORMS))}
+    tasks = "GSM8K MATH500 AIME24 AIME25 HumanEval MBPP Countdown Sudoku Oracle".split()
+    assert set(IDS) == {f"MaskedDiffusion-{t}{form}-v0" for t in tasks for form in ("", *(f"-{f}" for f in FORMS))}
 
 
 def test_importing_and_registering_loads_no_model_library():
@@ -86,8 +118,8 @@ def test_make_imports_the_module_that_the_id_names():
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_gymnasium_checker(id, embedded):
-    env = gym.make(id, denoiser=embedded, disable_env_checker=True)
+def test_gymnasium_checker(id, arguments_of):
+    env = gym.make(id, **arguments_of(id), disable_env_checker=True)
     env = env.unwrapped if id in SET_IDS else env
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -97,10 +129,10 @@ def test_gymnasium_checker(id, embedded):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_sb3_checker(id, embedded):
+def test_sb3_checker(id, arguments_of):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        sb3_check_env(gym.make(id, denoiser=embedded))
+        sb3_check_env(gym.make(id, **arguments_of(id)))
     # confidence is a table, and the threshold's natural range is [0, 1]; both work, as PPO below shows.
     allowed = "Your observation confidence has an unconventional shape", "symmetric and normalized Box action space"
     assert [str(w.message) for w in caught if not any(text in str(w.message) for text in allowed)] == []
@@ -108,26 +140,28 @@ def test_sb3_checker(id, embedded):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("id", IDS)
-def test_same_seed_same_rollout(id, temperature, embedded):
-    first, second, third = (gym.make(id, denoiser=embedded, temperature=temperature) for _ in range(3))
+def test_same_seed_same_rollout(id, temperature, arguments_of):
+    first, second, third = (gym.make(id, **arguments_of(id), temperature=temperature) for _ in range(3))
     returned = list(walk(first, seed=5))
     assert data_equivalence(returned, list(walk(second, seed=5)), exact=True)
     assert not data_equivalence(returned, list(walk(third, seed=6)), exact=True)
 
 
 @pytest.mark.parametrize("id", SET_IDS)
-def test_every_step_keeps_the_contract(id, embedded):
-    env = gym.make(id, denoiser=embedded, block_length=4, observe=("confidence", "entropy", "token"), confidence_k=3)
+def test_every_step_keeps_the_contract(id, arguments_of):
+    given = arguments_of(id)
+    env = gym.make(id, **given, block_length=4, observe=("confidence", "entropy", "token"), confidence_k=3)
     length = env.action_space.n
     env.action_space.seed(0)
     observation, info = env.reset(seed=0)
-    assert info["dataset"] == "embedded" and observation["masked"].all() and not info["unmasked"].any()
+    assert info["dataset"] == given.get("dataset", "embedded")
+    assert observation["masked"].all() and not info["unmasked"].any()
     for step in range(1, length + 1):
         before = observation, info["tokens"]
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample() * (step % 2))
         assert observation in env.observation_space
         masked, eligible = observation["masked"].astype(bool), observation["eligible"].astype(bool)
-        assert (masked == (info["tokens"] == embedded.mask_token_id)).all()
+        assert (masked == (info["tokens"] == given["denoiser"].mask_token_id)).all()
         assert (info["unmasked"] == (before[0]["masked"].astype(bool) & ~masked)).all() and info["unmasked"].any()
         assert (info["tokens"] == before[1])[~info["unmasked"]].all()
         first = masked.argmax() // 4 * 4
@@ -143,8 +177,8 @@ def test_every_step_keeps_the_contract(id, embedded):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_returned_arrays_belong_to_the_caller(id, embedded):
-    env, twin = (gym.make(id, denoiser=embedded) for _ in range(2))
+def test_returned_arrays_belong_to_the_caller(id, arguments_of):
+    env, twin = (gym.make(id, **arguments_of(id)) for _ in range(2))
     kept, copies = [], []
     for mine, theirs in zip(walk(env, seed=0), walk(twin, seed=0), strict=True):
         assert data_equivalence(mine, theirs, exact=True)
@@ -158,11 +192,12 @@ def test_returned_arrays_belong_to_the_caller(id, embedded):
 # Arguments, seeds and options
 
 
-def test_the_denoiser_is_shared_and_never_copied(embedded):
+def test_the_denoiser_is_shared_and_never_copied(arguments_of):
     for id in IDS:
-        env = gym.make(id, denoiser=embedded)
-        assert copy.deepcopy(env.spec).kwargs["denoiser"] is embedded
-        assert env.spec.make().unwrapped.episodes.denoiser is embedded
+        given = arguments_of(id)
+        env = gym.make(id, **given)
+        assert copy.deepcopy(env.spec).kwargs["denoiser"] is given["denoiser"]
+        assert env.spec.make().unwrapped.episodes.denoiser is given["denoiser"]
 
 
 def test_options_choose_the_problem(scripted, task):
@@ -269,11 +304,12 @@ def test_record_episode_statistics(form, embedded):
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_sync_vector_environment_shares_the_denoiser(id, embedded):
-    env = gym.make_vec(id, num_envs=2, vectorization_mode="sync", denoiser=embedded)
-    assert all(row.unwrapped.episodes.denoiser is embedded for row in env.envs)
+def test_sync_vector_environment_shares_the_denoiser(id, arguments_of):
+    given = arguments_of(id)
+    env = gym.make_vec(id, num_envs=2, vectorization_mode="sync", **given)
+    assert all(row.unwrapped.episodes.denoiser is given["denoiser"] for row in env.envs)
     observations, _ = env.reset(seed=3)
-    single, _ = gym.make(id, denoiser=embedded).reset(seed=4)
+    single, _ = gym.make(id, **given).reset(seed=4)
     second = {name: array[1] for name, array in observations.items()} if id in SET_IDS else observations[1]
     assert data_equivalence(second, single, exact=True)
     assert env.step(env.action_space.sample())[0] in env.observation_space
@@ -368,7 +404,9 @@ def test_problem_out_of_range(problem, embedded):
 def test_text_that_the_tokenizer_lacks_is_refused_with_the_words(embedded, tmp_path):
     path = tmp_path / "real.jsonl"
     path.write_text(json.dumps({"question": "how many zeppelins and quagmires are left ?", "answer": "7 #### 7"}))
-    message = error_of(ValueError, gym.make, "MaskedDiffusion-GSM8K-v0", denoiser=embedded, dataset=str(path))
+    (tmp_path / "template.txt").write_text("{question}")
+    given = {"denoiser": embedded, "dataset": str(path), "prompt_template": str(tmp_path / "template.txt")}
+    message = error_of(ValueError, gym.make, "MaskedDiffusion-GSM8K-v0", **given)
     assert "'quagmires', 'zeppelins'" in message and "many" not in message.replace("quagmires", "")
     assert "dataset='embedded'" in message
 

@@ -1,8 +1,8 @@
 """The evaluation's command line and the throughput benchmark, on the embedded Countdown task."""
 
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,9 @@ from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.samplers import make_sampler
 from dllm_gym.eval import throughput
 from dllm_gym.eval.cli import main
+from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
+from dllm_gym.eval.results import read_results
+from dllm_gym.eval.tables import print_cells, settings_that_differ
 
 ROOT = Path(__file__).parents[1]
 COUNTDOWN = ["--env.id", "MaskedDiffusion-Countdown-v0", "--env.num-envs", "4"]
@@ -48,31 +51,54 @@ def test_table_and_output_file(tmp_path, capsys):
     flags = ["--env.block-length", "4", "--problems", "6", "--seed", "3", "--output", str(output)]
     assert main([*COUNTDOWN, *samplers, *flags]) == 0
     shown = plain(capsys.readouterr().out)
-    for text in ("MaskedDiffusion-Countdown-v0, 6 test problems", *samplers[1::2], "accuracy %", "NFE", "reward"):
+    for text in ("MaskedDiffusion-Countdown-v0, embedded, 6 test problems", *samplers[1::2], "accuracy %", "NFE"):
         assert text in shown
     assert shown.count("minus threshold:threshold=0.5: accuracy") == 2
 
-    threshold, confidence, margin = (json.loads(line) for line in output.read_text().splitlines())
-    assert [r["sampler"] for r in (threshold, confidence, margin)] == samplers[1::2]
-    assert threshold["policy_settings"] == {"threshold": 0.5} and margin["policy_settings"] == {"k": 1}
-    for record in (threshold, confidence, margin):
-        env = record["env"]
-        assert env["id"] == "MaskedDiffusion-Countdown-v0" and env["dataset"] == "embedded"
-        assert (env["gen_length"], env["block_length"], env["confidence_k"], env["num_envs"]) == (12, 4, 2, 4)
-        assert (record["problems"], record["split"], record["seed"]) == (6, "test", 3)
-        assert record["version"] == dllm_gym.__version__
-        assert record["problem_id"] == [f"countdown/embedded/test/{i}" for i in range(6)]
-        assert len(record["completion"]) == 6 and all(isinstance(text, str) for text in record["completion"])
-        assert record["summary"]["accuracy"] == np.mean(record["correct"])
-        assert record["summary"]["reward"] == pytest.approx(np.mean(record["reward"]))
-        rewards = [score * (13 - n) / 12 for score, n in zip(record["score"], record["nfe"], strict=True)]
-        assert record["reward"] == pytest.approx(rewards)
+    cells = read_results(output)
+    threshold, confidence, margin = cells
+    assert [cell.settings["sampler"] for cell in cells] == samplers[1::2]
+    assert threshold.settings["policy_settings"] == {"threshold": 0.5}
+    assert margin.settings["policy_settings"] == {"k": 1} and margin.settings["policy"] == "Margin"
+    assert [cell.settings["env"]["confidence_k"] for cell in cells] == [1, 1, 2]
+    for cell in cells:
+        settings, env = cell.settings, cell.settings["env"]
+        assert env["id"] == "MaskedDiffusion-Countdown-v0" and env["dataset"] == env["denoiser"] == "embedded"
+        assert (env["gen_length"], env["block_length"], env["num_envs"]) == (12, 4, 4)
+        assert [settings[name] for name in ("problems", "samples", "split", "seed")] == [6, 1, "test", 3]
+        assert settings["version"] == dllm_gym.__version__
+        rewards = cell.score * (13 - cell.nfe) / 12
+        assert cell.reward == pytest.approx(rewards) and cell.length.max() <= 12
     # Twelve a step is a whole block of 4 a step; and one a step is the slowest.
-    assert set(confidence["nfe"]) == {3}
-    assert all(3 <= n <= 12 for n in threshold["nfe"]) and np.mean(margin["nfe"]) > np.mean(threshold["nfe"])
-    assert f"{12 / 3:.2f}" in shown
-    paired = np.mean(confidence["reward"]) - np.mean(threshold["reward"])
-    assert f"reward {paired:+.3f}" in shown
+    assert (confidence.nfe == 3).all()
+    assert ((threshold.nfe >= 3) & (threshold.nfe <= 12)).all() and margin.nfe.mean() > threshold.nfe.mean()
+    assert f"{confidence.length.sum() / confidence.nfe.sum():.2f}" in shown
+    assert f"reward {np.mean(confidence.reward) - np.mean(threshold.reward):+.3f}" in shown
+
+
+def test_settings_that_differ_are_columns(tmp_path, capsys):
+    drawn = replace(EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=4), temperature=0.7)
+    cells = [
+        evaluate_cell(CellConfig("threshold", drawn, problems=2, films=0)),
+        evaluate_cell(CellConfig("threshold", replace(drawn, temperature=0.9, num_envs=2), problems=2, films=0)),
+    ]
+    assert settings_that_differ(cells) == {"env.temperature": [0.7, 0.9], "env.num_envs": [4, 2]}
+    print_cells(cells)
+    shown = plain(capsys.readouterr().out)
+    assert "temperature num_envs accuracy %" in shown and "0.7" in shown and "0.9" in shown
+
+
+def test_metropolis_and_samples_from_the_command_line(tmp_path, capsys):
+    output = tmp_path / "results.jsonl"
+    chains = ["--sampler", "metropolis:alpha=4,steps=3,proposal=left-to-right"]
+    drawn = ["--env.temperature", "1", "--samples", "4", "--problems", "3"]
+    assert main([*COUNTDOWN, *chains, "--sampler", "random", *drawn, "--output", str(output)]) == 0
+    assert "pass@2 pass@4" in plain(capsys.readouterr().out)
+    chain, random = read_results(output)
+    assert chain.settings["policy_settings"]["proposal"] == "left-to-right"
+    assert (chain.nfe == 4 * 12).all() and (random.nfe == 12).all() and chain.correct.shape == (3, 4)
+    assert len(chain.end["chain"]["acceptance"]) == 3 and len(chain.end["chain"]["log_likelihood"]) == 4
+    assert not chain.films and len(random.films) == 3
 
 
 def test_results_do_not_depend_on_the_company(tmp_path):
@@ -82,20 +108,16 @@ def test_results_do_not_depend_on_the_company(tmp_path):
     assert main([*COUNTDOWN, *THRESHOLD, *drawn, "--output", str(alone)]) == 0
     more = [*COUNTDOWN, "--env.num-envs", "2", "--sampler", "entropy-bounded:gamma=1.0", *THRESHOLD]
     assert main([*more, *drawn, "--output", str(beside)]) == 0
-    (first,), (_, second) = ([json.loads(line) for line in f.read_text().splitlines()] for f in (alone, beside))
+    (first,), (_, second) = read_results(alone), read_results(beside)
     for key in ("completion", "nfe", "correct", "reward"):
-        assert first[key] == second[key]
+        assert [p[key] for p in first.problems] == [p[key] for p in second.problems]
 
 
-def test_an_existing_file_is_kept_unless_told(tmp_path, capsys):
+def test_a_file_of_something_else_is_left_alone(tmp_path, capsys):
     output = tmp_path / "results.jsonl"
     output.write_text("mine\n")
-    flags = [*COUNTDOWN, *THRESHOLD, "--problems", "1", "--output", str(output)]
-    assert main(flags) == 2
-    assert str(output) in error_line(capsys) and output.read_text() == "mine\n"
-    assert main([*flags, "--overwrite"]) == 0
-    assert json.loads(output.read_text())["sampler"] == THRESHOLD[1]
-    assert list(tmp_path.iterdir()) == [output]
+    assert main([*COUNTDOWN, *THRESHOLD, "--problems", "1", "--output", str(output)]) == 2
+    assert f"{str(output)!r}, line 1: not a result" in error_line(capsys) and output.read_text() == "mine\n"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +135,10 @@ def test_an_existing_file_is_kept_unless_told(tmp_path, capsys):
         ([*THRESHOLD, "--env.block-length", "5"], ["block_length=5", "gen_length=12"]),
         ([*THRESHOLD, "--split", "validation"], ["'validation'", "'test'"]),
         ([*THRESHOLD, "--problems", "0"], ["problems=0"]),
+        ([*THRESHOLD, "--samples", "0"], ["samples=0"]),
+        (["--sampler", "metropolis:alpha=0"], ["alpha=0"]),
+        (["--sampler", "metropolis:proposal=best"], ["proposal='best'", "left-to-right"]),
+        (["--sampler", "metropolis"], ["temperature=0.0", "1.0"]),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(flags, named, tmp_path, capsys):
@@ -130,10 +156,10 @@ def test_a_saved_policy_is_evaluated_on_two_tasks(policy_folder, tmp_path):
         output = tmp_path / f"{task}.jsonl"
         flags = ["--env.id", f"MaskedDiffusion-{task}-v0", "--problems", "2", "--env.num-envs", "2"]
         assert main([*flags, "--sampler", str(policy_folder), "--output", str(output)]) == 0
-        record = json.loads(output.read_text())
-        assert record["env"]["confidence_k"] == 2 and record["env"]["gen_length"] == length
-        assert record["policy_settings"]["hidden_dim"] == 16
-        assert all(1 <= n < length for n in record["nfe"])
+        (cell,) = read_results(output)
+        assert cell.settings["env"]["confidence_k"] == 2 and cell.settings["env"]["gen_length"] == length
+        assert cell.settings["policy_settings"]["hidden_dim"] == 16
+        assert ((cell.nfe >= 1) & (cell.nfe < length)).all()
 
 
 def test_seed_reaches_samplers_that_draw(policy_folder):

@@ -42,6 +42,8 @@ def test_contents(wheel):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{inside}/{path.relative_to(ROOT / folder).as_posix()}" in names
     assert names >= ASSETS
+    pages = [path.name for kind in ("html", "css", "js") for path in (ROOT / "eval").glob(f"*.{kind}")]
+    assert pages and names >= {f"dllm_gym/eval/{name}" for name in pages}
     assert not [name for name in names if "test" in name or name.endswith("train_policy.py")]
 
 

@@ -145,7 +145,10 @@ def test_the_denoiser_can_read_and_write_the_embedded_problems(name, embedded):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("chess",), r"task='chess': must be one of \['countdown', 'gsm8k', 'oracle', 'sudoku'\]"),
+        (
+            ("chess",),
+            r"task='chess': must be one of \['aime24', 'aime25', 'countdown', 'gsm8k', 'humaneval', 'math500'",
+        ),
         (("gsm8k", None, "validation"), r"split='validation': must be 'train' or 'test'"),
         (("sudoku", "hub"), r"dataset='hub': there is no standard sudoku set.*`Puzzle`"),
         (("gsm8k", "problems.txt"), r"dataset='problems.txt': a local file must be .jsonl, .csv or .parquet"),
@@ -275,7 +278,8 @@ def test_real_gsm8k():
     task, rows = sample("gsm8k", "gsm8k_train_sample.jsonl")
     assert len(task) == 300
     for index, row in enumerate(rows):
-        assert task.verify(task[index], row["answer"]).correct and task[index].prompt == row["question"]
+        assert task.verify(task[index], row["answer"]).correct
+        assert task[index].prompt == task.template.replace("{question}", row["question"])
 
 
 def test_real_countdown():

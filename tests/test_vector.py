@@ -447,11 +447,12 @@ def test_collect_explores_with_act_and_evaluates_with_call(empty_action, first, 
 def test_collect_fills_its_rows_and_computes_no_others(moody):
     env = UnmaskingVectorEnv(ScriptedTask(), 4, denoiser=moody, max_steps=3)
     moody.calls.clear()
-    ended = []
-    rollout = collect(env, make_policy("left-to-right", k=2), PROBLEMS, keep_steps=False, progress=ended.append)
+    ended = {}
+    rollout = collect(env, make_policy("left-to-right", k=2), PROBLEMS, keep_steps=False, ended=ended.__setitem__)
     assert rollout.observation is rollout.picks is rollout.log_prob is rollout.episode is None
     assert moody.calls == [4, 4, 4, 4, 3, 3] and sum(moody.calls) == rollout.nfe.sum()
-    assert ended == [0, 4, 4, 8, 8, 11]
+    assert sorted(ended) == list(range(11))
+    assert [ended[n].info["completion"] for n in range(11)] == rollout.completions
 
 
 def test_collect_cut_off_by_the_step_limit(scripted, task):

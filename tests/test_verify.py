@@ -285,7 +285,8 @@ def test_demonstrations_are_right_and_prompts_are_not(task):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_echoed_prompts_of_real_rows_are_not_right(task, row):
-    prompt, answer = task.read_row(row)
+    question, answer = task.read_row(row)
+    prompt = task.template.replace("{question}", question)
     assert task.verify(Problem("", prompt, answer), prompt).score == 0
 
 

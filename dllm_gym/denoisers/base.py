@@ -84,12 +84,14 @@ class Denoiser(ABC):
             probability = logits.softmax(dim=-1)
             top = probability.topk(k, dim=-1)
             entropy = -torch.xlogy(probability, probability).sum(dim=-1)
-            token = top.indices[:, 0]
+            token, draw_log_prob = top.indices[:, 0], torch.zeros_like(entropy)
             if temperature > 0:
-                cumulative = (logits / temperature).softmax(dim=-1).cumsum(dim=-1)
+                tempered = logits / temperature
+                cumulative = tempered.softmax(dim=-1).cumsum(dim=-1)
                 drawn = uniforms[start : start + size, None] * cumulative[:, -1:]
                 token = torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp(max=self.vocab_size - 1)
-            parts.append((token, probability.gather(1, token[:, None])[:, 0], top.values, entropy))
+                draw_log_prob = tempered.gather(1, token[:, None])[:, 0] - tempered.logsumexp(dim=-1)
+            parts.append((token, probability.gather(1, token[:, None])[:, 0], draw_log_prob, top.values, entropy))
 
         def scatter(values: Tensor) -> Tensor:
             full = values.new_zeros((*canvas.masked.shape, *values.shape[1:]))

@@ -147,6 +147,17 @@ class OracleDenoiser(TabularDenoiser):
         return self.joint.flatten()
 
 
+def tempered(joint: Tensor, alpha: float, block_length: int | None = None) -> Tensor:
+    """``joint**alpha / Z``, ``[V] * L``; with blocks the product of p(block | earlier)**alpha / Z(earlier)."""
+    size, result = _block_length(block_length, joint.ndim), torch.ones_like(joint)
+    for begin in range(0, joint.ndim, size):
+        block, later = tuple(range(begin, begin + size)), tuple(range(begin + size, joint.ndim))
+        marginal = joint.sum(dim=later, keepdim=True) if later else joint
+        raised = (marginal / marginal.sum(dim=block, keepdim=True)).nan_to_num() ** alpha
+        result = result * raised / raised.sum(dim=block, keepdim=True)
+    return result.nan_to_num()
+
+
 def random_order_log_likelihood(denoiser: Denoiser, x: Tensor, block_length: int | None = None) -> Tensor:
     """Log-probability that decoding one position at a time, in uniformly random order, at temperature 1, gives x.
 

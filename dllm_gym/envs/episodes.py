@@ -31,7 +31,7 @@ class Finished:
     row: int
     reward: float
     info: dict[str, Any]
-    """``completion, score, correct, nfe, problem_id, step_limit``."""
+    """``completion, score, correct, nfe, length, log_likelihood, problem_id, step_limit``."""
 
 
 class Episodes:
@@ -48,6 +48,8 @@ class Episodes:
         denoiser: str | Denoiser = "embedded",
         dataset: str | None = None,
         split: str = "train",
+        prompt_template: str | None = None,
+        few_shot: int = 0,
         allow_code_execution: bool = False,
         gen_length: int | None = None,
         block_length: int | None = None,
@@ -66,9 +68,18 @@ class Episodes:
         if isinstance(task, Task):
             if dataset not in (None, task.dataset):
                 raise ValueError(f"dataset={dataset!r}: the Task given has its own, {task.dataset!r}.")
+            for name, value in {"prompt_template": prompt_template, "few_shot": few_shot}.items():
+                if value:
+                    raise ValueError(f"{name}={value!r}: the Task given writes its own prompts, give it to the Task.")
         else:
-            options = {"allow_code_execution": allow_code_execution}
-            task = make_task(task, dataset or self.denoiser.default_dataset, split, **options)
+            task = make_task(
+                task,
+                dataset or self.denoiser.default_dataset,
+                split,
+                prompt_template=prompt_template,
+                few_shot=few_shot,
+                allow_code_execution=allow_code_execution,
+            )
         self.task = task
         self.num_rows = num_rows
         self.gen_length = task.gen_length if gen_length is None else gen_length
@@ -107,6 +118,7 @@ class Episodes:
         self.canvas.masked[:] = False
         self.observation = self._empty_observation()
         self.probability = self.observation.entropy
+        self.log_likelihood = torch.zeros(self.num_rows, device=self.device)
 
     def begin(self, rows: Sequence[int], problems: Sequence[int | None] | None = None) -> None:
         """Put problems into rows: by index, or drawn by the row's generator where None."""
@@ -117,6 +129,7 @@ class Episodes:
             self._prompts[row] = self.encode_prompt(self.problems[row])
             self.active[row] = True
         rows = torch.as_tensor(rows, device=self.device)
+        self.log_likelihood = self.log_likelihood.index_fill(0, rows, 0.0)
         prompt, prompt_mask = decoding.pad_left(self._prompts)
         self.canvas = Canvas(
             prompt,
@@ -156,6 +169,8 @@ class Episodes:
         if self.empty_action == "best":
             unmask = decoding.with_best(unmask, self.observation)
         end_tokens = self.end_tokens if self.stop_at_eos else None
+        written = torch.where(unmask & self.observation.eligible, self.probability.log(), 0.0)
+        self.log_likelihood = self.log_likelihood + written.sum(dim=1)
         self.canvas = decoding.commit(self.canvas, self.observation, unmask, end_tokens, self.denoiser.eos_token_id)
         done = ~self.canvas.masked.any(dim=1)
         over = torch.stack([done, done | (self.canvas.steps >= self.max_steps)]).cpu().numpy()
@@ -185,27 +200,37 @@ class Episodes:
             )
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
+    def judge(
+        self, row: int, problem: Problem, text: Tensor, nfe: int, log_likelihood: float, step_limit: bool = False
+    ) -> Finished:
+        """The end of an episode that wrote ``text``, the tokens before its end: verdict and reward."""
+        completion, verdict = "", None
+        if not step_limit:
+            completion = self.denoiser.tokenizer.decode(text, skip_special_tokens=True)
+            verdict = self.task.verify(problem, completion)
+        score = verdict.score if verdict else 0.0
+        info = {
+            "completion": completion,
+            "score": score,
+            "correct": bool(verdict and verdict.correct),
+            "nfe": nfe,
+            "length": min(len(text) + 1, self.gen_length),
+            "log_likelihood": log_likelihood,
+            "problem_id": problem.id,
+            "step_limit": step_limit,
+        }
+        reward = self.reward(score, nfe, self.gen_length, self.alpha)
+        return Finished(row, float("nan" if reward is None else reward), info)
+
     def _finish(self, rows: np.ndarray, limited: np.ndarray) -> list[Finished]:
         index = torch.as_tensor(rows, device=self.device)
         ended = self.canvas[index]
         texts = decoding.completions(ended, self.end_tokens)
-        finished = []
-        for row, tokens, nfe in zip(rows.tolist(), texts, ended.steps.tolist(), strict=True):
-            problem, completion, verdict = self.problems[row], "", None
-            if not limited[row]:
-                completion = self.denoiser.tokenizer.decode(tokens, skip_special_tokens=True)
-                verdict = self.task.verify(problem, completion)
-            score = verdict.score if verdict else 0.0
-            info = {
-                "completion": completion,
-                "score": score,
-                "correct": bool(verdict and verdict.correct),
-                "nfe": nfe,
-                "problem_id": problem.id,
-                "step_limit": bool(limited[row]),
-            }
-            reward = self.reward(score, nfe, self.gen_length, self.alpha)
-            finished.append(Finished(row, float("nan" if reward is None else reward), info))
+        nfe, log_likelihood = ended.steps.tolist(), self.log_likelihood[index].tolist()
+        finished = [
+            self.judge(row, self.problems[row], text, *figures, bool(limited[row]))
+            for row, text, *figures in zip(rows.tolist(), texts, nfe, log_likelihood, strict=True)
+        ]
         self.active[rows] = False
         self.observation = self.observation.put(index, self._empty_observation(ended))
         self.probability = self.probability.index_fill(0, index, 0.0)

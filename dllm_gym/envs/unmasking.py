@@ -64,16 +64,20 @@ class UnmaskingEnv(gym.Env):
     Every step: `unmasked` (`[L]` bool, the positions written, those filled after the end of the text among them),
     `tokens` (`[L]` int64, the canvas), `probability` (`[L]` float32, the denoiser's probability of the token it would
     write; differs from the confidence when temperature > 0). `reset` gives `problem_id`, `prompt` and `dataset`.
-    At the end: `completion` (text), `score`, `correct`, `nfe`, `problem_id`, `step_limit`.
+    At the end: `completion` (text), `score`, `correct`, `nfe`, `length` (tokens up to the end of the text, its end
+    token included), `log_likelihood` (nats: the untempered log-probability of every token at the step that wrote it,
+    summed), `problem_id`, `step_limit`.
 
     ## Arguments
 
     | argument | default | meaning |
     | --- | --- | --- |
-    | `task` | set by the id | "gsm8k", "countdown", "sudoku", or a `Task` |
+    | `task` | set by the id | the name of a task, "gsm8k" for example, or a `Task` |
     | `denoiser` | "embedded" | "embedded", "embedded-early", "oracle", a hub id, a folder, or a `Denoiser` (shared) |
     | `dataset` | None | "embedded" or "hub" (None: as suits the denoiser), a hub id, a local .jsonl, .csv or .parquet |
-    | `split` | "train" | "train" or "test", disjoint |
+    | `split` | "train" | "train" or "test", disjoint; "test" by default for benchmarks with no other |
+    | `prompt_template` | None | path of a text file with `{question}` in it; None: the task's. For real data |
+    | `few_shot` | 0 | worked examples before every question. For real data |
     | `allow_code_execution` | False | must be True for tasks whose verifier runs the completion |
     | `gen_length` | the task's | L, tokens of a completion |
     | `block_length` | None | blocks are decoded left to right; None = L: full diffusion; else a divisor of L |

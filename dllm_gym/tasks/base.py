@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dllm_gym.tasks.files import SUFFIXES, first_line, load_hub, read_file
 from dllm_gym.types import Problem, Verdict
 
 EMBEDDED = "embedded"
@@ -18,31 +18,55 @@ EMBEDDED_SIZE = {"train": 1_000_000, "test": 10_000}
 """Embedded problems are generated from their index; these are the indices that a task offers."""
 TEST_SHARE = 10
 """One in this many generated problem contents belongs to the test split."""
+QUESTION = "{question}"
+"""Where a prompt template takes the question; nothing else in it is replaced, so LaTeX braces are safe."""
 
 
 class Task(ABC):
     """Problems and their verifier: ``len(task)``, ``task[i] -> Problem``, ``task.verify(problem, completion)``.
 
+    A task of one's own defines `name`, `columns`, `read_row` and `verify`; see ``docs/data.md``.
+
     Args:
-        dataset: None or "embedded" for the procedurally generated problems; "hub" for the task's own set on the
-            hub (`hub_id`); another hub id; or a local .jsonl, .csv or .parquet file.
+        dataset: None or "embedded" for procedurally generated problems, where the task has them (`GeneratedTask`);
+            "hub" for the task's own set on the hub (`hub_id`); another hub id; or a local .jsonl, .csv or .parquet
+            file.
         split: "train" or "test"; the embedded splits are disjoint in content. A local file is one split, used as is.
+        prompt_template: path of a text file with ``{question}`` in it, which takes the place of `template`.
+        few_shot: this many worked examples stand before every question: the first of the training split of the task's
+            own hub set, else the first of the same rows, always without the question itself.
         allow_code_execution: needed by tasks whose verifier runs what the denoiser wrote (`runs_code`).
+
+    Raises:
+        ValueError: an argument out of range, a broken file, or no such problems.
+        FileNotFoundError: a data file or template that is not there.
+        RuntimeError: a hub set that cannot be loaded.
     """
 
     name: str
-    gen_length: int
-    """Completion length in tokens that embedded problems need."""
-    hub_id: str | None
+    gen_length: int = 256
+    """Completion length in tokens, where the environment is given none."""
+    hub_id: str | None = None
     """None where there is no standard set on the hub."""
     hub_config: str | None = None
-    hub_splits = {"train": "train", "test": "test"}
+    hub_splits: dict[str, str] = {"train": "train", "test": "test"}
+    """Our split -> the set's own; a benchmark without training problems has no "train" here."""
     columns: str
     """The columns that a row needs, for error messages."""
+    template: str = QUESTION
+    """Prompt of a row of real data: asks for the final answer in the form that `verify` reads."""
     runs_code: bool = False
     """Whether the verifier runs the completion, in a sandbox."""
 
-    def __init__(self, dataset: str | None = None, split: str = "train", *, allow_code_execution: bool = False):
+    def __init__(
+        self,
+        dataset: str | None = None,
+        split: str = "train",
+        *,
+        prompt_template: str | None = None,
+        few_shot: int = 0,
+        allow_code_execution: bool = False,
+    ):
         if split not in ("train", "test"):
             raise ValueError(f"split={split!r}: must be 'train' or 'test'.")
         if self.runs_code and not allow_code_execution:
@@ -57,23 +81,131 @@ class Task(ABC):
                 f"give the path of a local .jsonl or .csv file with {self.columns}."
             )
         self.dataset = {None: EMBEDDED, "hub": self.hub_id}.get(dataset, dataset)
-        self.rows = None if self.dataset == EMBEDDED else self._load_rows()
+        self.template = self.template if prompt_template is None else _read_template(prompt_template)
+        self.rows = self._load_rows(split)
+        self.few_shot = few_shot
+        self._shots = self._read_shots(few_shot) if few_shot else []
 
     def __len__(self) -> int:
-        return EMBEDDED_SIZE[self.split] if self.rows is None else len(self.rows)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Problem:
+        self._check_index(index)
+        question, answer = self._read(self.read_row, self.rows, index)
+        shots = [shot for shot in self._shots if shot[0] != question][: self.few_shot]
+        examples = [f"{self.template.replace(QUESTION, other)}\n{solution}" for other, solution in shots]
+        prompt = "\n\n".join([*examples, self.template.replace(QUESTION, question)])
+        return Problem(self._problem_id(index), prompt, answer)
+
+    @abstractmethod
+    def read_row(self, row: dict) -> tuple[str, Any]:
+        """Question and answer of one row of the real data. KeyError, TypeError or ValueError where it has none."""
+
+    def solve_row(self, row: dict) -> str:
+        """A worked solution of one row, in the form that `template` asks for; without it there is no `few_shot`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def verify(self, problem: Problem, completion: str) -> Verdict:
+        """Judge any text; never raises, hangs or runs it."""
+
+    def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self):
             raise IndexError(f"problem {index}: {self.name} ({self.dataset}, {self.split}) has 0 to {len(self) - 1}.")
-        if self.rows is None:
-            return self._generate_in_split(index)[0]
+
+    def _problem_id(self, index: int) -> str:
+        return f"{self.name}/{Path(self.dataset).name}/{self.split}/{index}"
+
+    def _read(self, read: Callable[[dict], Any], rows: Sequence[dict], index: int) -> Any:
+        """``read(rows[index])``, and what is wrong with the row in one line."""
         try:
-            return Problem(self._problem_id(index), *self.read_row(self.rows[index]))
+            return read(rows[index])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"dataset={self.dataset!r}, row {index}: not a {self.name} problem ({error!r}); "
                 f"a row needs {self.columns}."
             ) from error
+
+    def _read_shots(self, count: int) -> list[tuple[str, str]]:
+        """The first ``count + 1`` questions that differ, with their solutions: one too many, for a problem's own."""
+        if count < 0:
+            raise ValueError(f"few_shot={count}: must be 0 or more.")
+        if type(self).solve_row is Task.solve_row:
+            raise ValueError(f"few_shot={count}: must be 0, {self.name} has no worked solutions (`solve_row`).")
+        rows = self.rows
+        if self.dataset == self.hub_id and self.split == "test" and "train" in self.hub_splits:
+            rows = self._load_rows("train")
+        shots = {}
+        for index in range(len(rows)):
+            question, _ = self._read(self.read_row, rows, index)
+            if question not in shots:
+                shots[question] = self._read(self.solve_row, rows, index)
+            if len(shots) > count:
+                return list(shots.items())
+        raise ValueError(
+            f"few_shot={count}: must be 0 to {len(shots) - 1}, dataset={self.dataset!r} has {len(shots)} problems "
+            f"and none is shown its own solution."
+        )
+
+    def _load_rows(self, split: str) -> Sequence[dict]:
+        if self.dataset == EMBEDDED:
+            on_hub = f"dataset='hub' ({self.hub_id}), another hub id or " if self.hub_id else "dataset="
+            raise ValueError(
+                f"dataset='embedded': {self.name} has no embedded problems; give {on_hub}the path of a local "
+                f".jsonl, .csv or .parquet file with {self.columns}, and a denoiser that can read them."
+            )
+        path = Path(self.dataset)
+        if path.suffix in SUFFIXES:
+            return read_file(path)
+        if path.suffix[1:].isalpha() or path.exists():  # a hub id may have a dot, as in "owner/set-v1.1"
+            raise ValueError(f"dataset={self.dataset!r}: a local file must be .jsonl, .csv or .parquet.")
+        config, splits = (self.hub_config, self.hub_splits) if self.dataset == self.hub_id else (None, {})
+        if splits and split not in splits:
+            raise ValueError(
+                f"split={split!r}: {self.dataset} is a benchmark and has {', '.join(map(repr, splits))} only; "
+                f"give that, or to train dataset= another hub id or a local file with {self.columns}."
+            )
+        try:
+            return load_hub(self.dataset, config, splits.get(split, split))
+        except Exception as error:
+            others = "dataset='embedded' for generated problems, or " if isinstance(self, GeneratedTask) else ""
+            raise RuntimeError(
+                f"dataset={self.dataset!r} could not be loaded ({type(error).__name__}: {first_line(error)}). "
+                f"Give {others}the path of a local .jsonl, .csv or .parquet file with {self.columns}."
+            ) from error
+
+
+class GeneratedTask(Task):
+    """A task that has embedded problems too: generated from their index, disjoint between the splits.
+
+    Their prompts are those that the embedded denoiser was trained on; templates and worked examples are for real data.
+    """
+
+    def __init__(
+        self,
+        dataset: str | None = None,
+        split: str = "train",
+        *,
+        prompt_template: str | None = None,
+        few_shot: int = 0,
+        **options,
+    ):
+        if dataset in (None, EMBEDDED) and (prompt_template is not None or few_shot):
+            given = f"few_shot={few_shot}" if prompt_template is None else f"prompt_template={str(prompt_template)!r}"
+            raise ValueError(
+                f"{given}: is for real data, embedded problems have their own prompts; "
+                f"give dataset='hub', a hub id or a local file, or leave it out."
+            )
+        super().__init__(dataset, split, prompt_template=prompt_template, few_shot=few_shot, **options)
+
+    def __len__(self) -> int:
+        return EMBEDDED_SIZE[self.split] if self.dataset == EMBEDDED else super().__len__()
+
+    def __getitem__(self, index: int) -> Problem:
+        if self.dataset != EMBEDDED:
+            return super().__getitem__(index)
+        self._check_index(index)
+        return self._generate_in_split(index)[0]
 
     def example(self, index: int, rng: np.random.Generator) -> tuple[Problem, str]:
         """Embedded problem ``index`` with a right completion, its wording and order drawn from ``rng``."""
@@ -88,17 +220,6 @@ class Task(ABC):
     def demonstrate(self, content: Any, rng: np.random.Generator) -> str:
         """A right completion of the embedded problem with this content, drawn at random among many."""
 
-    @abstractmethod
-    def read_row(self, row: dict) -> tuple[str, Any]:
-        """Prompt and answer of one row of the real data."""
-
-    @abstractmethod
-    def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Judge any text; never raises, hangs or runs it."""
-
-    def _problem_id(self, index: int) -> str:
-        return f"{self.name}/{Path(self.dataset).name}/{self.split}/{index}"
-
     def _generate_in_split(self, index: int) -> tuple[Problem, Any]:
         """Draw from a generator that the problem's id seeds, until the content falls into this split."""
         problem_id = self._problem_id(index)
@@ -109,66 +230,21 @@ class Task(ABC):
             if held_out == (self.split == "test"):
                 return Problem(problem_id, prompt, answer), content
 
-    def _load_rows(self):
-        path = Path(self.dataset)
-        if path.suffix in (".jsonl", ".csv", ".parquet"):
-            return _read_file(path)
-        if path.suffix[1:].isalpha() or path.exists():  # a hub id may have a dot, as in "owner/set-v1.1"
-            raise ValueError(f"dataset={self.dataset!r}: a local file must be .jsonl, .csv or .parquet.")
-        import datasets
-
-        try:
-            return datasets.load_dataset(self.dataset, self.hub_config, split=self.hub_splits[self.split])
-        except Exception as error:
-            raise RuntimeError(
-                f"dataset={self.dataset!r} could not be loaded ({type(error).__name__}: {_first_line(error)}). "
-                f"Give dataset='embedded' for generated problems where the task has them, or the path of a local "
-                f".jsonl, .csv or .parquet file with {self.columns}."
-            ) from error
+    def _load_rows(self, split: str) -> Sequence[dict]:
+        return [] if self.dataset == EMBEDDED else super()._load_rows(split)
 
 
-def _read_file(path: Path) -> list[dict]:
-    given = f"dataset={str(path)!r}"
-    if not path.is_file():
-        raise FileNotFoundError(f"{given}: no such file.")
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        except Exception as error:
-            raise ValueError(f"{given}: not a parquet file ({_first_line(error)}).") from error
-    else:
-        read = _read_csv if path.suffix == ".csv" else _read_jsonl
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            try:
-                rows = read(file, given)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{given}: not UTF-8 ({error}).") from error
-    if not rows:
-        raise ValueError(f"{given}: no rows.")
-    return rows
-
-
-def _read_csv(file, given: str) -> list[dict]:
-    reader = csv.DictReader(file)
+def _read_template(path: str) -> str:
+    """A template's text, without the newline that editors put at its end."""
+    given = f"prompt_template={str(path)!r}"
     try:
-        return list(reader)
-    except csv.Error as error:
-        raise ValueError(f"{given}, line {reader.reader.line_num}: not CSV ({error}).") from error
-
-
-def _read_jsonl(file, given: str) -> list[dict]:
-    rows = []
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{given}, line {number}: not JSON ({error}).") from error
-    return rows
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+        template = Path(path).read_text(encoding="utf-8").rstrip("\n")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{given}: no such file ({error.strerror}); give a text file with {QUESTION}."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{given}: not UTF-8 ({error}).") from error
+    if QUESTION not in template:
+        raise ValueError(f"{given}: the text must have {QUESTION} where the question belongs.")
+    return template

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from fractions import Fraction
+from itertools import combinations, permutations
 
 import numpy as np
 
-from dllm_gym.tasks.base import Task
+from dllm_gym.tasks.base import GeneratedTask
 from dllm_gym.types import Problem, Verdict
 from dllm_gym.verify.arithmetic import verify_countdown
 
@@ -22,7 +23,7 @@ LARGEST_RESULT = 99
 """No intermediate result of an embedded problem is larger."""
 
 
-class Countdown(Task):
+class Countdown(GeneratedTask):
     """``Problem.answer``: ``(numbers, target)``, a tuple of int and an int."""
 
     name = "countdown"
@@ -30,6 +31,7 @@ class Countdown(Task):
     hub_id = "Jiayi-Pan/Countdown-Tasks-3to4"
     hub_splits = {"train": "train[1000:]", "test": "train[:1000]"}
     columns = "`nums` and `target`, or `input` (comma-separated numbers) and `output` (the target)"
+    template = "{question} End with the expression alone inside <answer> </answer>."
 
     def generate(self, rng: np.random.Generator) -> tuple[str, tuple, tuple]:
         while True:
@@ -52,15 +54,39 @@ class Countdown(Task):
         else:
             numbers, target = row["input"].split(","), row["output"]
         numbers, target = tuple(int(n) for n in numbers), int(target)
-        prompt = (
+        question = (
             f"Write an arithmetic expression that equals {target}. "
-            f"Use each of the numbers {list(numbers)} exactly once, with +, -, * and / and parentheses. "
-            f"End with the expression alone inside <answer> </answer>."
+            f"Use each of the numbers {list(numbers)} exactly once, with +, -, * and / and parentheses."
         )
-        return prompt, (numbers, target)
+        return question, (numbers, target)
+
+    def solve_row(self, row: dict) -> str:
+        numbers, target = self.read_row(row)[1]
+        for expression, value in _expressions([(str(number), Fraction(number)) for number in numbers]):
+            if value == target:
+                return f"<answer>{expression}</answer>"
+        raise ValueError(f"no expression of {list(numbers)} equals {target}")
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         return verify_countdown(completion, *problem.answer)
+
+
+Expression = tuple[str, Fraction]
+"""Text and value."""
+
+
+def _expressions(parts: list[Expression]) -> Iterator[Expression]:
+    """Every expression that uses each of the parts once."""
+    if len(parts) == 1:
+        yield parts[0]
+    for i, j in combinations(range(len(parts)), 2):
+        rest = [part for k, part in enumerate(parts) if k not in (i, j)]
+        for (left, a), (right, b) in permutations((parts[i], parts[j])):
+            values = {"+": a + b, "-": a - b, "*": a * b} | ({"/": a / b} if b else {})
+            for operator, value in values.items():
+                whole = not rest
+                text = f"{left} {operator} {right}" if whole else f"({left} {operator} {right})"
+                yield from _expressions([*rest, (text, value)])
 
 
 Equation = tuple[int, str, int, int]

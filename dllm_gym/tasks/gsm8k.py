@@ -7,12 +7,13 @@ contradict each other, as in real text; that is what makes an unmasking policy w
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 from math import prod
 
 import numpy as np
 
-from dllm_gym.tasks.base import Task
+from dllm_gym.tasks.base import GeneratedTask
 from dllm_gym.types import Problem, Verdict
 from dllm_gym.verify.arithmetic import verify_number
 
@@ -60,7 +61,7 @@ WORDINGS = (("", ".", "."), ("first", ", then", "."), ("", ", so", ""))
 """Opening, between two equations, before the answer."""
 
 
-class GSM8K(Task):
+class GSM8K(GeneratedTask):
     """Word problems whose answer is a number. ``Problem.answer``: that number as text."""
 
     name = "gsm8k"
@@ -68,6 +69,9 @@ class GSM8K(Task):
     hub_id = "openai/gsm8k"
     hub_config = "main"
     columns = "`question` and `answer` (working, then `#### N`)"
+    template = (
+        "{question}\n\nReason step by step. End with a line that gives the final answer, a number, as follows:\n#### N"
+    )
 
     def generate(self, rng: np.random.Generator) -> tuple[str, str, list[Term]]:
         form = list(STORIES)[rng.integers(len(STORIES))]
@@ -88,6 +92,9 @@ class GSM8K(Task):
         if not marker:
             raise ValueError("no '####' in the answer")
         return row["question"], answer.strip().replace(",", "")
+
+    def solve_row(self, row: dict) -> str:
+        return re.sub("<<.*?>>", "", row["answer"])  # annotations for a calculator that is not there
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         return verify_number(completion, problem.answer)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from dllm_gym.joint import PROMPT, SENTENCES
-from dllm_gym.tasks.base import EMBEDDED, Task
+from dllm_gym.tasks.base import EMBEDDED, GeneratedTask
 from dllm_gym.types import Problem, Verdict
 
 
-class Oracle(Task):
+class Oracle(GeneratedTask):
     """``Problem.answer``: the right sentences; a completion is right if it is one of them, whatever its weight.
 
     All problems are the same but for their ids: a distribution over completions is what there is to get right, and a
@@ -24,7 +24,6 @@ class Oracle(Task):
     """
 
     name = "oracle"
-    hub_id = None
     columns = "nothing: the oracle has no data files"
 
     def __init__(

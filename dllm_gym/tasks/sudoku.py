@@ -8,14 +8,14 @@ from itertools import permutations
 
 import numpy as np
 
-from dllm_gym.tasks.base import Task
+from dllm_gym.tasks.base import GeneratedTask
 from dllm_gym.types import Problem, Verdict
 from dllm_gym.verify.sudoku import verify_sudoku
 
 FEWEST_BLANKS, MOST_BLANKS = 4, 12
 
 
-class Sudoku(Task):
+class Sudoku(GeneratedTask):
     """``Problem.answer``: the puzzle, a string of 16 digits; any grid that completes it is right.
 
     Embedded puzzles have one solution. There are only 288 grids, so train and test are told apart by puzzle, not by
@@ -24,8 +24,8 @@ class Sudoku(Task):
 
     name = "sudoku"
     gen_length = 16
-    hub_id = None
     columns = "`Puzzle` (16 digits, 0 for a blank)"
+    template = "{question} End with the 16 digits of the solution, row by row, inside <answer> </answer>."
 
     def generate(self, rng: np.random.Generator) -> tuple[str, str, tuple[str, str]]:
         grids = all_grids()
@@ -44,11 +44,19 @@ class Sudoku(Task):
         puzzle = row["Puzzle"]
         if not re.fullmatch("[0-4]{16}", puzzle):
             raise ValueError(f"the puzzle {puzzle!r} is not 16 digits from 0 to 4")
-        prompt = (
+        question = (
             f"Solve this 4x4 Sudoku, given row by row with 0 for a blank: {puzzle}. Each row, column and 2x2 box "
-            f"holds 1 to 4 once. End with the 16 digits of the solution, row by row, inside <answer> </answer>."
+            f"holds 1 to 4 once."
         )
-        return prompt, puzzle
+        return question, puzzle
+
+    def solve_row(self, row: dict) -> str:
+        puzzle = np.array(list(map(int, self.read_row(row)[1])))
+        grids = all_grids()
+        solutions = grids[((puzzle == 0) | (grids == puzzle)).all(axis=1)]
+        if not len(solutions):
+            raise ValueError("the puzzle has no solution")
+        return f"<answer>{''.join(map(str, solutions[0]))}</answer>"
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         """Score: share of the blanks whose digit conflicts with no other cell; 0 if a clue is changed or no grid."""

@@ -1,0 +1,1 @@
+"""What runs inside the sandbox. Its files are started by `dllm_gym.verify.sandbox`, not imported from here."""

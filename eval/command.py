@@ -1,0 +1,29 @@
+"""What the commands of this folder share: mistakes as one line, and a console for tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import tyro
+
+
+def run(prog: str, config_type: type, function: Callable, argv: list[str] | None) -> int:
+    """Call a function with the config that the flags give; a mistake in them is one line and exit code 2."""
+    try:
+        function(tyro.cli(config_type, prog=prog, args=argv))
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("DLLM_GYM_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}\n(DLLM_GYM_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 2
+    return 0
+
+
+def console():
+    """A console for tables, wide enough for them where the output is not a terminal."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=140)

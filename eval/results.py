@@ -1,0 +1,116 @@
+"""Results on disk: JSON Lines that are appended to while an evaluation runs, so that it can be continued.
+
+A file holds cells, a sampler on an environment with all settings. Every line has ``kind`` and ``cell``, the cell's key:
+
+- ``cell``: ``settings``, all that the figures depend on, and the version of the package;
+- ``problem``: ``index``, ``problem_id``, ``prompt``, and lists of one entry a sample: ``correct, score, nfe, reward,
+  length, log_likelihood, completion``;
+- ``film``: a canvas as it was unmasked, for the report's player;
+- ``end``: ``seconds``, ``tokens`` and ``forwards`` of the last uninterrupted part; the cell is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+PER_SAMPLE = ("correct", "score", "nfe", "reward", "length", "log_likelihood", "completion")
+
+
+@dataclass
+class Cell:
+    """One sampler on one environment."""
+
+    key: str
+    """Twelve hex digits that follow from what was asked for."""
+    settings: dict
+    problems: list[dict] = field(default_factory=list)
+    """Finished ones, by index."""
+    films: list[dict] = field(default_factory=list)
+    end: dict | None = None
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        """``[N, n]`` arrays of what is kept of each sample: ``cell.correct``, ``cell.nfe``, ..."""
+        if name not in PER_SAMPLE:
+            raise AttributeError(name)
+        return np.array([record[name] for record in self.problems])
+
+    def add(self, kind: str, record: dict) -> None:
+        """A line of the cell. Raises ValueError or KeyError for one that is none."""
+        if kind == "problem":
+            if any(len(record[name]) != self.settings["samples"] for name in PER_SAMPLE):
+                raise ValueError(f"not {self.settings['samples']} samples")
+            self.problems.append(record)
+        elif kind == "film":
+            self.films.append(record)
+        elif kind == "end":
+            self.end = record
+        else:
+            raise ValueError(f"kind {kind!r}")
+
+    def sort(self) -> None:
+        """Problems by index: they are written in the order in which they end."""
+        self.problems.sort(key=lambda record: record["index"])
+
+
+class ResultsFile:
+    """A results file that is being written; what it holds already is read first.
+
+    Raises:
+        ValueError: the file is not one of results.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.cells = {cell.key: cell for cell in read_results(self.path)} if self.path.exists() else {}
+        if self.path.exists() and (text := self.path.read_text(encoding="utf-8")) and not text.endswith("\n"):
+            self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")  # the line that was cut
+
+    def open(self, key: str, settings: dict) -> Cell:
+        """The cell with this key: what there is of it, or a new one."""
+        if key not in self.cells:
+            self.cells[key] = Cell(key, settings)
+            self.write(key, "cell", {"settings": settings})
+        return self.cells[key]
+
+    def write(self, key: str, kind: str, record: dict) -> None:
+        """Append a line."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "cell": key} | record) + "\n")
+
+
+def read_results(path: str | Path) -> list[Cell]:
+    """The cells of a results file, finished or not. A last line that was cut is dropped, with a warning.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line that is no result.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"results {str(path)!r}: no such file.")
+    cells: dict[str, Cell] = {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            kind, key = record.pop("kind"), record.pop("cell")
+            if kind == "cell":
+                cells[key] = Cell(key, record["settings"])
+            else:
+                cells[key].add(kind, record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):  # no newline after it: writing it was interrupted
+                print(f"warning: {path}, line {number}: cut after {len(line)} characters, dropped.", file=sys.stderr)
+                continue
+            raise ValueError(f"results {str(path)!r}, line {number}: not a result ({error!r}).") from None
+    for cell in cells.values():
+        cell.sort()
+    return list(cells.values())

@@ -1,0 +1,121 @@
+"""Cells side by side: what differs between their settings, their figures, and paired comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dllm_gym.agents.rollout import bootstrap_interval
+from dllm_gym.eval.command import console
+from dllm_gym.eval.metrics import pass_at_k, summary
+from dllm_gym.eval.results import Cell
+
+NOT_SETTINGS = ("policy", "policy_settings", "films")
+"""Of a cell's settings, what follows from the sampler's name or changes no figure."""
+
+
+def flat_settings(cell: Cell) -> dict[str, object]:
+    """Settings by dotted name, for example ``env.block_length``."""
+    flat = {}
+    for name, value in cell.settings.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def settings_that_differ(cells: Sequence[Cell]) -> dict[str, list]:
+    """Dotted name -> the value in each cell, for settings that are not the same in all."""
+    flats = [flat_settings(cell) for cell in cells]
+    values = {name: [flat.get(name) for flat in flats] for flat in flats for name in flat}
+    return {name: v for name, v in values.items() if any(x != v[0] for x in v)}
+
+
+def print_cells(cells: Sequence[Cell]) -> None:
+    """A table with a row for each cell, and the paired differences to the first where the problems are the same."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    differing = settings_that_differ(cells)
+    columns = {
+        name: values
+        for name, values in differing.items()
+        if name != "sampler" and name.partition(".")[0] not in NOT_SETTINGS
+    }
+    shared = {name: value for name, value in flat_settings(cells[0]).items() if name not in differing}
+    shown = {
+        name.removeprefix("env."): value
+        for name, value in shared.items()
+        if value is not None and name.partition(".")[0] not in (*NOT_SETTINGS, "sampler")
+    }
+    title = ", ".join(str(shown.pop(name)) for name in ("id", "denoiser") if name in shown)
+    title += ", {} {} problems".format(*(shown.pop(name, "") for name in ("problems", "split")))
+    caption = ", ".join(f"{name} {value}" for name, value in shown.items())
+    table = Table(title=f"{' '.join(title.split())} (95 % intervals)", caption=caption)
+    table.add_column("sampler", no_wrap=True)
+    for name in columns:
+        table.add_column(name.removeprefix("env."))
+    summaries = [summary(cell) for cell in cells]
+    ks = sorted({k for row in summaries for k in row["pass_at_k"]} - {"1"}, key=int)
+    for name in ("accuracy %", "NFE", "tokens / forward", "reward", *(f"pass@{k}" for k in ks), "tokens / s"):
+        table.add_column(name, justify="right")
+    for i, (cell, row) in enumerate(zip(cells, summaries, strict=True)):
+        table.add_row(
+            escape(cell.settings["sampler"]),
+            *(escape(str(values[i])) for values in columns.values()),
+            with_interval(row["accuracy"], row["accuracy_interval"], 1, scale=100),
+            with_interval(row["nfe"], row["nfe_interval"], 2),
+            f"{row['tokens_per_forward']:.2f}",
+            with_interval(row["reward"], row["reward_interval"], 3),
+            *(f"{100 * row['pass_at_k'][k]:.1f}" if k in row["pass_at_k"] else "" for k in ks),
+            f"{row['tokens_per_second']:.0f}" if row["tokens_per_second"] else "",
+        )
+    console().print(table)
+    first, *others = cells
+    for cell in others:
+        if ids(cell) == ids(first):
+            print(f"{cell.settings['sampler']} minus {first.settings['sampler']}: {differences(cell, first)}")
+
+
+def ids(cell: Cell) -> list[str]:
+    """The problems of a cell."""
+    return [record["problem_id"] for record in cell.problems]
+
+
+def values(cell: Cell, metric: str) -> np.ndarray:
+    """``[N]`` one figure a problem: "accuracy", "reward", "score", "nfe", or "pass@k". Raises ValueError for others."""
+    k = check_metric(metric, cell.correct.shape[1])
+    return pass_at_k(cell.correct, k) if k else getattr(cell, METRICS[metric]).mean(axis=1)
+
+
+METRICS = {"accuracy": "correct", "reward": "reward", "score": "score", "nfe": "nfe"}
+"""Metric -> what it is the mean of."""
+
+
+def check_metric(metric: str, samples: int) -> int | None:
+    """The k of "pass@k", None for the other metrics. Raises ValueError for what is none, or a k above the samples."""
+    if metric.startswith("pass@") and metric[5:].isdigit():
+        k = int(metric[5:])
+        if not 1 <= k <= samples:
+            raise ValueError(f"metric={metric!r}: k={k}: must be 1 to {samples}, the samples of a problem.")
+        return k
+    if metric not in METRICS:
+        raise ValueError(f"metric={metric!r}: must be one of {sorted(METRICS)}, or pass@k with a number k.")
+    return None
+
+
+def differences(cell: Cell, other: Cell) -> str:
+    """Accuracy and reward of a cell minus those of another on the same problems, with 95 % intervals."""
+    accuracy, reward = (values(cell, name) - values(other, name) for name in ("accuracy", "reward"))
+    return (
+        f"accuracy {with_interval(accuracy.mean(), bootstrap_interval(accuracy), 1, scale=100, sign='+')}, "
+        f"reward {with_interval(reward.mean(), bootstrap_interval(reward), 3, sign='+')}"
+    )
+
+
+def with_interval(mean: float, interval: Sequence[float], digits: int, scale: float = 1, sign: str = "") -> str:
+    """``12.3 [11.0, 13.5]``."""
+    low, high = interval
+    return f"{scale * mean:{sign}.{digits}f} [{scale * low:{sign}.{digits}f}, {scale * high:{sign}.{digits}f}]"

@@ -1,0 +1,116 @@
+"""Experiment files: read, refused, run, and run again without doing anything twice."""
+
+from pathlib import Path
+
+import pytest
+
+from dllm_gym.eval import cli
+from dllm_gym.eval.experiment import Grid, draws, read_experiment
+from dllm_gym.eval.results import read_results
+
+ROOT = Path(__file__).parents[1]
+SMALL = """
+claim: A learned policy is no worse.
+seeds: 2
+train:
+  policy:
+    algorithm: grpo
+    settings: {env.id: MaskedDiffusion-Countdown-v0, iterations: 1, problems: 1, group: 2, experts: [0.5],
+               policy.hidden-dim: 16, policy.mlp-dim: 16, env.num-envs: 4, report.enabled: false}
+cells:
+  learned: {sampler: "{policy}", env: &env {id: MaskedDiffusion-Countdown-v0, num_envs: 8}, problems: 4}
+  thresholds:
+    sampler: [threshold:threshold=0.3, threshold:threshold=0.9]
+    env: *env
+    problems: 4
+  blocks:
+    sampler: confidence
+    env: {id: MaskedDiffusion-Countdown-v0, num_envs: 8, block_length: [4, 12]}
+    problems: 4
+compare:
+  - {first: learned, second: thresholds, metric: nfe}
+  - {first: thresholds, second: blocks, metric: accuracy}
+"""
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "eval/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_experiments_of_the_repository_can_be_read(path):
+    assert read_experiment(path).compare
+
+
+def test_axes_make_variants():
+    grid = Grid(["random", "confidence"], {"block_length": [None, 4], "alpha": 2})
+    assert len(grid.variants()) == 4 and grid.variants()[1] == ("random", {"block_length": 4, "alpha": 2})
+    assert Grid("random").variants() == [("random", {})]
+
+
+def test_what_draws_nothing_is_evaluated_once():
+    assert not draws("threshold:threshold=0.5", {}) and not draws("confidence", {"denoiser": "embedded"})
+    for sampler, env in (("random", {}), ("{policy}", {}), ("confidence", {"temperature": 1.0})):
+        assert draws(sampler, env)
+    assert draws("metropolis", {"temperature": 1.0}) and draws("confidence", {"denoiser": "{spg}"})
+
+
+def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "out"
+    assert cli.main(["experiment", str(written), "--folder", str(folder), "--workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    table = (folder / "table.md").read_text()
+    assert table.strip() in shown and "A learned policy is no worse." in table
+    results = {path.stem: read_results(path)[0] for path in (folder / "results").glob("*.jsonl")}
+    names = {"learned-0-seed0", "learned-0-seed1", "thresholds-0-seed0", "thresholds-1-seed0"}
+    assert set(results) == names | {"blocks-0-seed0", "blocks-1-seed0"}
+    assert results["blocks-0-seed0"].settings["env"]["block_length"] == 4
+    weights = {results[f"learned-0-seed{seed}"].settings["policy_settings"]["weights"] for seed in (0, 1)}
+    assert len(weights) == 2
+
+    learned = [results[f"learned-0-seed{seed}"].nfe.mean() for seed in (0, 1)]
+    slower = max(results[f"thresholds-{i}-seed0"].nfe.mean() for i in (0, 1))
+    assert "| learned | thresholds: threshold:threshold=0.9 | nfe |" in table
+    assert ", ".join(f"{nfe - slower:+.3f}" for nfe in learned) in table
+    # Two variants against two: each with its own.
+    for i, block in ((0, 4), (1, 12)):
+        accuracy = [100 * results[f"{name}-{i}-seed0"].correct.mean() for name in ("thresholds", "blocks")]
+        wanted = f"| blocks: block_length {block} | accuracy | {accuracy[0] - accuracy[1]:+.1f} ["
+        assert wanted in table
+
+    monkeypatch.setattr("dllm_gym.eval.experiment.evaluate_cell", None)  # in this process only; files tell the rest
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")}
+    assert cli.main(["experiment", str(written), "--folder", str(folder), "--workers", "1"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")} == before
+    assert (folder / "table.md").read_text() == table
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("seeds:", "seed:", ["unknown 'seed'", "did you mean 'seeds'"]),
+        ("num_envs: 8, block", "num_env: 8, block", ["cells.blocks.env", "'num_env'", "did you mean 'num_envs'"]),
+        ("sampler: confidence", "samper: confidence", ["cells.blocks", "did you mean 'sampler'"]),
+        ("second: blocks", "second: block", ["compare", "did you mean 'blocks'"]),
+        ('"{policy}"', '"{polcy}"', ["cells.learned: {polcy}", "did you mean 'policy'"]),
+        ("algorithm: grpo", "algoritm: grpo", ["train.policy", "did you mean 'algorithm'"]),
+        ("sampler: confidence", "split: test", ["cells.blocks", "sampler"]),
+        ("claim: A", "claim: [A", ["not YAML"]),
+        ("metric: nfe", "metric: speed", ["metric='speed'"]),
+        ("metric: nfe", "metric: pass@2", ["k=2: must be 1 to 1"]),
+    ],
+)
+def test_mistakes_are_one_line(old, new, named, written, tmp_path, capsys):
+    written.write_text(SMALL.replace(old, new, 1))
+    folder = ["--folder", str(tmp_path / "out"), "--workers", "1", "--seeds", "1"]
+    assert cli.main(["experiment", str(written), *folder]) == 2
+    line = capsys.readouterr().err
+    assert all(text in line for text in named), line
+
+
+def test_no_such_file(capsys):
+    assert cli.main(["experiment", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err

@@ -1,0 +1,176 @@
+"""Results files: what is written is read, what is there is continued, what is broken is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dllm_gym.agents.config import EnvConfig
+from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
+from dllm_gym.eval import cli
+from dllm_gym.eval.compare import paired_test
+from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
+from dllm_gym.eval.results import PER_SAMPLE, ResultsFile, read_results
+
+SAMPLED = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=4, temperature=1.0)
+ARGMAX = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=4)
+
+
+def records(cell) -> list:
+    """All that is kept of the problems but the likelihoods, whose last bits depend on the rows beside them."""
+    names = [name for name in ("problem_id", *PER_SAMPLE) if name != "log_likelihood"]
+    return [{name: record[name] for name in names} for record in cell.problems]
+
+
+def test_what_is_written_is_read(tmp_path):
+    file = ResultsFile(tmp_path / "new" / "results.jsonl")
+    written = [
+        evaluate_cell(CellConfig(text, SAMPLED, problems=3, samples=2), file) for text in ("threshold", "random")
+    ]
+    read = read_results(file.path)
+    assert [cell.settings["sampler"] for cell in read] == ["threshold", "random"]
+    for mine, theirs in zip(written, read, strict=True):
+        assert mine == theirs and mine.correct.shape == (3, 2) and len(mine.films) == 3
+        assert mine.end["tokens"] == mine.length.sum() and mine.end["forwards"] == mine.nfe.sum()
+        assert [p["problem_id"] for p in mine.problems] == [f"countdown/embedded/test/{i}" for i in range(3)]
+    assert written[0].key != written[1].key
+    assert (read[1].log_likelihood < 0).all() and (read[1].nfe == 12).all()
+
+
+def test_a_film_shows_the_first_sample(tmp_path):
+    cell = evaluate_cell(CellConfig("threshold:threshold=0.6", SAMPLED, problems=2, samples=2, films=1))
+    (film,) = cell.films
+    assert film["problem_id"] == cell.problems[0]["problem_id"] and film["nfe"] == cell.problems[0]["nfe"][0]
+    assert film["correct"] == cell.problems[0]["correct"][0] and max(film["step_of"]) == film["nfe"]
+    assert len(film["tokens"]) == len(film["confidence"]) == 12 and min(film["step_of"]) == 1
+    spelled = "".join("" if text == "<eos>" else text for text in film["tokens"])
+    assert "".join(cell.problems[0]["completion"][0].split()) == "".join(spelled.split())
+
+
+@pytest.mark.parametrize("sampler", ["threshold:threshold=0.6", "metropolis:alpha=2,steps=3,proposal=left-to-right"])
+def test_an_interrupted_cell_is_continued_with_the_same_result(sampler, tmp_path):
+    request = CellConfig(sampler, SAMPLED, problems=6, samples=2, films=2)
+    whole = ResultsFile(tmp_path / "whole.jsonl")
+    evaluate_cell(request, whole)
+    lines = whole.path.read_text().splitlines(keepends=True)
+    assert [json.loads(line)["kind"] for line in lines[:5]] == ["cell", *["problem"] * 4]
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join(lines[:4]) + lines[4][: len(lines[4]) // 2])  # the fourth problem was being written
+    continued = evaluate_cell(request, ResultsFile(part))
+    (read,) = read_results(part)
+    assert records(continued) == records(read) and len(read.problems) == 6 and read.end
+    if sampler.startswith("threshold"):  # chains draw in groups, which an interruption cuts differently
+        assert records(read) == records(read_results(whole.path)[0])
+        assert continued.films == whole.cells[continued.key].films
+
+
+def test_a_finished_cell_is_not_done_again(tmp_path, monkeypatch):
+    file = ResultsFile(tmp_path / "results.jsonl")
+    first = evaluate_cell(CellConfig("threshold", ARGMAX, problems=2), file)
+    before = file.path.read_text()
+    monkeypatch.setattr("dllm_gym.eval.evaluate.collect", None)
+    assert evaluate_cell(CellConfig("threshold", ARGMAX, problems=2), ResultsFile(file.path)) == first
+    assert file.path.read_text() == before
+
+
+def test_a_cell_belongs_to_its_settings_and_weights(tmp_path):
+    def key(**changes) -> str:
+        request = {"sampler": "threshold", "env": ARGMAX, "problems": 1, "films": 0} | changes
+        return evaluate_cell(CellConfig(**request)).key
+
+    folders = [UnmaskingPolicy(PolicyConfig(hidden_dim=16, mlp_dim=16)).save(tmp_path / name) for name in "ab"]
+    keys = [key(), key(sampler="random"), key(env=SAMPLED), key(problems=2), key(samples=2), key(seed=1)]
+    keys += [key(split="train"), *(key(sampler=str(folder)) for folder in folders)]
+    assert len(set(keys)) == len(keys) and key() == keys[0]
+    UnmaskingPolicy(PolicyConfig(hidden_dim=16, mlp_dim=16)).save(folders[0])
+    assert key(sampler=str(folders[0])) not in keys
+
+
+def test_a_file_that_was_cut_loses_its_last_line_only(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    evaluate_cell(CellConfig("threshold", ARGMAX, problems=3, films=0), ResultsFile(path))
+    text = path.read_text()
+    path.write_text(text[:-30])
+    (cell,) = read_results(path)
+    assert len(cell.problems) == 3 and cell.end is None
+    assert f"{path}, line 5: cut after" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("{broken", "line 2: not a result"),
+        ('{"kind": "problem", "cell": "nowhere"}', "line 2"),
+        ('{"kind": "surprise", "cell": "k"}', "kind 'surprise'"),
+        ('{"kind": "problem", "cell": "k", "index": 0, "correct": [true, true]}', "not 1 samples"),
+        ("[1, 2]", "line 2"),
+    ],
+)
+def test_a_line_in_the_middle_that_is_no_result(line, named, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps({"kind": "cell", "cell": "k", "settings": {"samples": 1}}) + f"\n{line}\n\n")
+    with pytest.raises(ValueError, match=named):
+        read_results(path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_results(tmp_path / "nowhere.jsonl")
+
+
+@pytest.fixture
+def two_files(tmp_path) -> list[str]:
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, text, env in zip(paths, ("threshold:threshold=0.3", "confidence"), (ARGMAX, SAMPLED), strict=True):
+        evaluate_cell(CellConfig(text, env, problems=20, films=0), ResultsFile(path))
+    return [str(path) for path in paths]
+
+
+def test_comparison_of_two_files(two_files, capsys):
+    assert cli.main(["compare", *two_files, "--metrics", "accuracy", "nfe", "pass@1"]) == 0
+    shown = capsys.readouterr().out
+    a, b = (read_results(path)[0] for path in two_files)
+    assert "sampler: 'threshold:threshold=0.3' and 'confidence'" in shown
+    assert "env.temperature: 0.0 and 1.0" in shown and "env.num_envs" not in shown
+    accuracy = 100 * (a.correct.mean() - b.correct.mean())
+    assert (
+        f"accuracy: first minus second {accuracy:+.1f} [" in shown
+        and f"pass@1: first minus second {accuracy:+.1f}" in shown
+    )
+    assert f"nfe: first minus second {a.nfe.mean() - 12:+.3f} [" in shown and "p = 5e-05" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["{a}", "{c}"], ["different problems: 20 and 5, of which 5", "--common"]),
+        (["{a}", "{d}"], ["of which 0 are the same; nothing can be paired"]),
+        (["{a}", "{both}"], ["2 cells for None", "threshold", "random"]),
+        (["{a}", "{both}", "--second-cell", "margin"], ["0 cells for 'margin'"]),
+        (["{a}", "{b}", "--metrics", "speed"], ["metric='speed'", "pass@k"]),
+        (["{a}", "{b}", "--metrics", "pass@3"], ["k=3: must be 1 to 1"]),
+        (["{a}", "nowhere.jsonl"], ["'nowhere.jsonl': no such file"]),
+    ],
+)
+def test_comparisons_that_cannot_be(flags, named, two_files, tmp_path, capsys):
+    others = {"c": [("threshold", ARGMAX, "test")], "d": [("threshold", ARGMAX, "train")]}
+    others["both"] = [("threshold", ARGMAX, "test"), ("random", ARGMAX, "test")]
+    paths = dict(zip("ab", two_files, strict=True))
+    for name, cells in others.items():
+        paths[name] = str(tmp_path / f"{name}.jsonl")
+        for text, env, split in cells:
+            evaluate_cell(CellConfig(text, env, problems=5, split=split, films=0), ResultsFile(paths[name]))
+    assert cli.main(["compare", *(flag.format(**paths) for flag in flags)]) == 2
+    line = capsys.readouterr().err
+    assert all(text in line for text in named)
+
+
+def test_common_problems_of_two_files(two_files, tmp_path, capsys):
+    path = tmp_path / "few.jsonl"
+    evaluate_cell(CellConfig("threshold", ARGMAX, problems=5, films=0), ResultsFile(path))
+    assert cli.main(["compare", two_files[0], str(path), "--common"]) == 0
+    assert "on the 5 problems that both have, of 20 and 5" in capsys.readouterr().out
+
+
+def test_the_paired_test_has_the_exact_p_value():
+    assert paired_test(np.zeros(9)) == 1
+    assert paired_test(np.array([1.0] * 4)) == pytest.approx(2 / 16, abs=0.01)
+    assert paired_test(np.array([1.0, 1.0, 1.0, -1.0])) == pytest.approx(10 / 16, abs=0.01)
+    assert paired_test(np.array([0.3] * 40)) < 1e-4
