@@ -34,7 +34,7 @@ from dllm_gym.eval.command import console
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.metrics import summary
 from dllm_gym.eval.results import Cell, ResultsFile, read_results
-from dllm_gym.eval.tables import check_metric, ids, values, with_interval
+from dllm_gym.eval.tables import check_metric, fronts, ids, values, with_interval
 
 
 @dataclass
@@ -151,7 +151,7 @@ def experiment(config: ExperimentConfig) -> None:
     folder = config.folder or Path("runs/experiments") / config.file.stem
     seeds = range(config.seeds or whole.seeds)
     folder.mkdir(parents=True, exist_ok=True)
-    trainings = [(name, seed) for seed in seeds for name in whole.train]
+    trainings = [(name, seed) for name in whole.train for seed in seeds]
     cells = [
         (name, i, seed)
         for name, grid in whole.cells.items()
@@ -169,7 +169,10 @@ def experiment(config: ExperimentConfig) -> None:
     for name, i, seed in cells:
         found[name, i] += read_results(_results_path(folder, (name, i, seed)))
     variants = {name: grid.variants() for name, grid in whole.cells.items()}
-    text = f"{whole.claim}\n\n{_cell_table(found, variants)}\n\n{_comparison_table(whole.compare, found, variants)}\n"
+    parts = [whole.claim, _cell_table(found, variants), _comparison_table(whole.compare, found, variants)]
+    parallelism = fronts([cell for cells in found.values() for cell in cells])
+    parts.append("\n".join(f"Accuracy under parallelism, {name}: {value:.1f}" for name, value in parallelism.items()))
+    text = "\n\n".join(filter(None, parts)) + "\n"
     (folder / "table.md").write_text(text, encoding="utf-8")
     console().print(text, markup=False, highlight=False, soft_wrap=True)
 

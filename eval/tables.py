@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from dllm_gym.agents.rollout import bootstrap_interval
 from dllm_gym.eval.command import console
-from dllm_gym.eval.metrics import pass_at_k, summary
+from dllm_gym.eval.metrics import aup, pass_at_k, summary
 from dllm_gym.eval.results import Cell
 
 NOT_SETTINGS = ("policy", "policy_settings", "films")
@@ -73,10 +74,39 @@ def print_cells(cells: Sequence[Cell]) -> None:
             f"{row['tokens_per_second']:.0f}" if row["tokens_per_second"] else "",
         )
     console().print(table)
+    for front, figure in fronts(cells).items():
+        print(f"accuracy under parallelism, {front}: {figure:.1f}")
     first, *others = cells
     for cell in others:
         if ids(cell) == ids(first):
             print(f"{cell.settings['sampler']} minus {first.settings['sampler']}: {differences(cell, first)}")
+
+
+def fronts(cells: Sequence[Cell]) -> dict[str, float]:
+    """Accuracy under parallelism (`metrics.aup`) of samplers that are there with several settings, by their name.
+
+    Fronts on different environments are told apart by what differs. What counts in full is the highest accuracy of all
+    cells on the same environment; with several seeds it is the mean over them.
+    """
+    groups: dict[tuple[str, str], dict[int, list[Cell]]] = {}
+    for cell in cells:
+        env = json.dumps(cell.settings["env"] | {"confidence_k": None}, sort_keys=True)
+        by_seed = groups.setdefault((env, cell.settings["sampler"].partition(":")[0]), {})
+        by_seed.setdefault(cell.settings["seed"], []).append(cell)
+    differing = [name for name in settings_that_differ(cells) if name.startswith("env.") and name != "env.confidence_k"]
+    figures = {}
+    for (env, name), by_seed in groups.items():
+        if all(len(front) < 2 for front in by_seed.values()):
+            continue
+        rivals = [
+            cell for (other, _), seeds in groups.items() if other == env for row in seeds.values() for cell in row
+        ]
+        best = max(cell.correct.mean() for cell in rivals)
+        flat = flat_settings(next(iter(by_seed.values()))[0])
+        label = ", ".join([name, *(f"{key.removeprefix('env.')} {flat[key]}" for key in differing)])
+        points = [[(c.length.sum() / c.nfe.sum(), c.correct.mean()) for c in front] for front in by_seed.values()]
+        figures[label] = float(np.mean([aup(*zip(*front, strict=True), best) for front in points]))
+    return figures
 
 
 def ids(cell: Cell) -> list[str]:

@@ -17,8 +17,9 @@ from dllm_gym.agents.samplers import make_sampler
 from dllm_gym.eval import throughput
 from dllm_gym.eval.cli import main
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
+from dllm_gym.eval.metrics import aup
 from dllm_gym.eval.results import read_results
-from dllm_gym.eval.tables import print_cells, settings_that_differ
+from dllm_gym.eval.tables import fronts, print_cells, settings_that_differ
 
 ROOT = Path(__file__).parents[1]
 COUNTDOWN = ["--env.id", "MaskedDiffusion-Countdown-v0", "--env.num-envs", "4"]
@@ -73,6 +74,7 @@ def test_table_and_output_file(tmp_path, capsys):
     assert (confidence.nfe == 3).all()
     assert ((threshold.nfe >= 3) & (threshold.nfe <= 12)).all() and margin.nfe.mean() > threshold.nfe.mean()
     assert f"{confidence.length.sum() / confidence.nfe.sum():.2f}" in shown
+    assert "accuracy under parallelism" not in shown
     assert f"reward {np.mean(confidence.reward) - np.mean(threshold.reward):+.3f}" in shown
 
 
@@ -86,6 +88,17 @@ def test_settings_that_differ_are_columns(tmp_path, capsys):
     print_cells(cells)
     shown = plain(capsys.readouterr().out)
     assert "temperature num_envs accuracy %" in shown and "0.7" in shown and "0.9" in shown
+
+
+def test_fronts_of_samplers_with_several_settings():
+    env = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=8)
+    texts = ("threshold:threshold=0.3", "threshold:threshold=0.9", "confidence:k=1")
+    cells = [evaluate_cell(CellConfig(text, env, problems=8, films=0)) for text in texts]
+    best = max(cell.correct.mean() for cell in cells)
+    points = [(cell.length.sum() / cell.nfe.sum(), cell.correct.mean()) for cell in cells[:2]]
+    assert fronts(cells) == {"threshold": pytest.approx(aup(*zip(*points, strict=True), best))}
+    blocks = [evaluate_cell(CellConfig(text, replace(env, block_length=4), problems=8, films=0)) for text in texts[:2]]
+    assert set(fronts([*cells, *blocks])) == {"threshold, block_length None", "threshold, block_length 4"}
 
 
 def test_metropolis_and_samples_from_the_command_line(tmp_path, capsys):

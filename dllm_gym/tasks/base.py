@@ -179,7 +179,10 @@ class GeneratedTask(Task):
     """A task that has embedded problems too: generated from their index, disjoint between the splits.
 
     Their prompts are those that the embedded denoiser was trained on; templates and worked examples are for real data.
+    One that has no real data leaves `read_row` and `columns` as they are.
     """
+
+    columns = "nothing: there is no such data"
 
     def __init__(
         self,
@@ -211,6 +214,9 @@ class GeneratedTask(Task):
         """Embedded problem ``index`` with a right completion, its wording and order drawn from ``rng``."""
         problem, content = self._generate_in_split(index)
         return problem, self.demonstrate(content, rng)
+
+    def read_row(self, row: dict) -> tuple[str, Any]:
+        raise ValueError(f"{self.name} has embedded problems only")
 
     @abstractmethod
     def generate(self, rng: np.random.Generator) -> tuple[str, Any, Any]:

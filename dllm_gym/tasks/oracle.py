@@ -24,7 +24,6 @@ class Oracle(GeneratedTask):
     """
 
     name = "oracle"
-    columns = "nothing: the oracle has no data files"
 
     def __init__(
         self,
@@ -46,9 +45,6 @@ class Oracle(GeneratedTask):
     def demonstrate(self, content: int, rng: np.random.Generator) -> str:
         weights = np.array(list(self.sentences.values()))
         return str(rng.choice(list(self.sentences), p=weights / weights.sum()))
-
-    def read_row(self, row: dict) -> tuple[str, tuple[str, ...]]:
-        raise ValueError("the oracle has no data files")
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         """Score: 1 for a right sentence, else 0."""

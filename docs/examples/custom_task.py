@@ -23,7 +23,6 @@ class Sort(GeneratedTask):
 
     name = "sort"
     gen_length = 5
-    columns = "nothing: it has no data files"
 
     def generate(self, rng: np.random.Generator):
         letters = rng.choice(list("abcdefgh"), size=5, replace=False).tolist()
@@ -36,9 +35,6 @@ class Sort(GeneratedTask):
         letters = completion.split()
         correct = letters in (problem.answer, problem.answer[::-1])
         return Verdict(correct, float(correct), completion)
-
-    def read_row(self, row: dict):
-        raise ValueError("sort has no data files")
 
 
 def main(steps: int = 200, problems: int = 200) -> dict[str, Evaluation]:
