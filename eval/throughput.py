@@ -1,7 +1,7 @@
 """How fast, measured side by side in one run: ``python -m dllm_gym.eval.throughput [flags]``.
 
-Three questions. Is time spent in the denoiser, or around it? Is one forward for all rows worth it? And does decoding
-with rows that are refilled and stop at the end of their text beat the loop that published code runs?
+Three questions. Is time spent in the denoiser, or around it? Is one forward for all rows worth it? And does an
+evaluation, whose rows are refilled and stop at the end of their text, beat the loop that published code runs?
 
 The contestants take turns, in alternating order, after a warm-up; the table has the median over repeats, with the
 least and the most in brackets. With ``--trainer spg`` it is a trainer that is measured, see `trainer_throughput`.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import gymnasium as gym
 import numpy as np
@@ -20,10 +20,9 @@ import torch
 
 from dllm_gym import decoding
 from dllm_gym.agents.config import EnvConfig, make_env
-from dllm_gym.agents.heuristics import make_policy
-from dllm_gym.agents.rollout import evaluate
 from dllm_gym.envs.episodes import Episodes
 from dllm_gym.eval.command import console, run
+from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.trainer_throughput import ModelConfig, measure_trainer, median, now
 
 
@@ -69,20 +68,21 @@ def measure(config: ThroughputConfig) -> None:
     settings = vars(config.env) | {"split": "test", "temperature": 0.0, "denoiser": episodes.denoiser}
     env_id, _ = settings.pop("id"), settings.pop("num_envs")
     singles = [gym.make(env_id, **settings).unwrapped for _ in range(rows)]
-    problems = [i % len(episodes.task) for i in range(config.episodes)]
+    problems = list(range(min(config.episodes, len(episodes.task))))
     prompts = [episodes.encode_prompt(episodes.task[i % len(episodes.task)]) for i in range(rows)]
     together, *alone = (
         decoding.blank(group, episodes.gen_length, episodes.denoiser.mask_token_id)
         for group in (prompts, *zip(prompts))
     )
     forwards = max(1, config.steps // 10)
-    policy = make_policy("threshold", threshold=config.threshold)
+    sampler = f"threshold:threshold={config.threshold}"
+    asked = CellConfig(sampler, replace(config.env, temperature=0.0), problems=len(problems), films=0)
     contestants: dict[str, Callable] = {
         "vector": lambda: step_vector(env, config.steps, config.threshold),
         "singles": lambda: step_singles(singles, config.steps, config.threshold),
         "full": lambda: [episodes.denoiser.predict(together) for _ in range(forwards)],
         "alone": lambda: [episodes.denoiser.predict(canvas) for _ in range(forwards) for canvas in alone],
-        "refilled": lambda: evaluate(env, policy, problems).completions,
+        "evaluation": lambda: evaluate_cell(asked),
         "static": lambda: decode_static(episodes, problems, rows, config.threshold),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -108,7 +108,8 @@ def measure(config: ThroughputConfig) -> None:
     for name in ("figure", "measured", "goal", "compared with", "setting"):
         table.add_column(name)
     row_steps, row_forwards = rows * config.steps, rows * forwards
-    same = sum(a == b for a, b in zip(results["refilled"][-1], results["static"][-1], strict=True))
+    cell = results["evaluation"][-1]
+    same = sum(a == b for a, b in zip(cell.completion[:, 0], results["static"][-1], strict=True))
     table.add_row(
         "time in the denoiser's forward",
         median(100 * np.array(results["vector"][1:]), ".1f", " %"),
@@ -131,16 +132,16 @@ def measure(config: ThroughputConfig) -> None:
         f"{rows} rows; {rates(row_forwards, 'full', 'alone')} rows/s",
     )
     table.add_row(
-        "decoding",
-        median(times["static"] / times["refilled"], ".2f", "x"),
-        ">= 1.5x",
+        "evaluation",
+        median(times["static"] / times["evaluation"], ".2f", "x"),
+        ">= 2x",
         "static batches, full softmax",
-        f"{rows} rows, threshold {config.threshold:g}, {config.episodes} problems; "
-        f"{rates(config.episodes, 'refilled', 'static')} completions/s",
+        f"{rows} rows, threshold {config.threshold:g}, {len(problems)} problems; "
+        f"{rates(cell.length.sum(), 'evaluation', 'static')} response tokens/s",
     )
     table.add_row(
         "identical completions",
-        f"{same} of {config.episodes}",
+        f"{same} of {len(problems)}",
         "all, in float32",
         "static batches, full softmax",
         "text before its end",

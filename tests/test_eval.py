@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import dllm_gym
 from dllm_gym import agents
@@ -88,6 +89,18 @@ def test_settings_that_differ_are_columns(tmp_path, capsys):
     print_cells(cells)
     shown = plain(capsys.readouterr().out)
     assert "temperature num_envs accuracy %" in shown and "0.7" in shown and "0.9" in shown
+
+
+def test_the_number_of_threads_changes_nothing():
+    env = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=8, temperature=0.7)
+    cells = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        cells.append(evaluate_cell(CellConfig("threshold", env, problems=7, samples=2, films=0)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    one, three = ([{**p, "log_likelihood": None} for p in cell.problems] for cell in cells)
+    assert one == three and cells[0].key == cells[1].key
 
 
 def test_fronts_of_samplers_with_several_settings():
@@ -200,7 +213,7 @@ def test_throughput_prints_every_line(capsys):
     flags = ["--episodes", "5", "--steps", "3", "--repeats", "1", "--threads", "1", "--env.block-length", "6"]
     assert throughput.main([*COUNTDOWN, "--env.num-envs", "2", *flags]) == 0
     shown = plain(capsys.readouterr().out)
-    for line in ("time in the denoiser's forward", "vector environment", "bare forward", "decoding"):
+    for line in ("time in the denoiser's forward", "vector environment", "bare forward", "evaluation"):
         assert line in shown
     assert "identical completions 5 of 5" in shown
     assert "MaskedDiffusion-Countdown-v0" in shown and "1 threads" in shown
