@@ -73,8 +73,8 @@ class Metropolis:
 
     @property
     def approximate(self) -> bool:
-        """Whether log q may not be the proposal's likelihood, and the target not p^alpha."""
-        return callable(self.proposal) and not isinstance(self.proposal, (UnmaskingPolicy, *HEURISTICS.values()))
+        """Whether the target is not quite p^alpha: a noisy "elbo", or a proposal whose likelihood may not be log q."""
+        return self.likelihood == "elbo" or not isinstance(self.proposal, (str, UnmaskingPolicy, *HEURISTICS.values()))
 
     def check(self, episodes: Episodes) -> None:
         """Refuse episodes that give no chain. Raises ValueError."""

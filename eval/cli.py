@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dllm_gym.agents.config import EnvConfig
 from dllm_gym.eval.command import run
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.results import ResultsFile
@@ -25,7 +24,7 @@ COMMANDS = {
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(CellConfig):
     """Evaluate samplers on the same problems; with two or more, compare each with the first.
 
     Other commands: ``dllm-eval compare A B`` (two results, paired), ``dllm-eval report RESULTS...`` (a page to look
@@ -36,18 +35,6 @@ class EvalConfig:
     """A heuristic with its arguments (``threshold:threshold=0.9``, ``random:k=2,seed=1``), Metropolis-Hastings
     (``metropolis:alpha=4,steps=16``, with ``--env.temperature 1``), or the folder of a trained policy. Repeat the flag
     for each sampler."""
-    env: EnvConfig = field(default_factory=EnvConfig)
-    """The environment."""
-    problems: int = 1000
-    """Problems: the first of the split."""
-    samples: int = 1
-    """Completions a problem, for Pass@k."""
-    split: str = "test"
-    """"test" or "train"."""
-    seed: int = 0
-    """Of everything drawn: tokens at a temperature, samplers that draw."""
-    films: int = 3
-    """Problems whose unmasking is kept for the report's player."""
     output: Path | None = None
     """A .jsonl file of results. One that is there is continued: what it has is not done again."""
 

@@ -51,7 +51,7 @@ class CellConfig:
     seed: int = 0
     """Of everything drawn: tokens at a temperature, samplers that draw."""
     films: int = 3
-    """Problems, the first ones, that are played once more to keep how their canvases were unmasked."""
+    """Problems, the first ones, that are played once more to keep for the report's player how they were unmasked."""
 
     def check(self) -> None:
         """Refuse what cannot be. Raises ValueError."""
@@ -179,7 +179,8 @@ def settings_of(sampler: Policy | Metropolis) -> dict:
     if isinstance(sampler, UnmaskingPolicy):
         weights = b"".join(p.numpy().tobytes() for p in sampler.state_dict().values())
         return asdict(sampler.config) | {"weights": hashlib.sha256(weights).hexdigest()[:12]}
-    return {f.name: getattr(sampler, f.name) for f in fields(sampler) if f.init}
+    settings = {f.name: getattr(sampler, f.name) for f in fields(sampler) if f.init}
+    return settings | ({"approximate": sampler.approximate} if isinstance(sampler, Metropolis) else {})
 
 
 def reads(sampler: Policy | Metropolis) -> int:

@@ -58,13 +58,13 @@ def print_cells(cells: Sequence[Cell]) -> None:
     table.add_column("sampler", no_wrap=True)
     for name in columns:
         table.add_column(name.removeprefix("env."))
-    summaries = [summary(cell) for cell in cells]
+    summaries, approximate = [summary(cell) for cell in cells], " (approximate)"
     ks = sorted({k for row in summaries for k in row["pass_at_k"]} - {"1"}, key=int)
     for name in ("accuracy %", "NFE", "tokens / forward", "reward", *(f"pass@{k}" for k in ks), "tokens / s"):
         table.add_column(name, justify="right")
     for i, (cell, row) in enumerate(zip(cells, summaries, strict=True)):
         table.add_row(
-            escape(cell.settings["sampler"]),
+            escape(cell.settings["sampler"]) + approximate * cell.settings["policy_settings"].get("approximate", False),
             *(escape(str(values[i])) for values in columns.values()),
             with_interval(row["accuracy"], row["accuracy_interval"], 1, scale=100),
             with_interval(row["nfe"], row["nfe_interval"], 2),

@@ -103,6 +103,13 @@ def test_the_number_of_threads_changes_nothing():
     assert one == three and cells[0].key == cells[1].key
 
 
+def test_chains_that_are_not_exact_are_labelled(capsys):
+    env = EnvConfig(id="MaskedDiffusion-Oracle-v0", num_envs=8, temperature=1.0)
+    text = "metropolis:steps=2,likelihood=elbo,maskings=2,proposal=threshold"
+    print_cells([evaluate_cell(CellConfig(text, env, problems=2))])
+    assert "(approximate)" in plain(capsys.readouterr().out)
+
+
 def test_fronts_of_samplers_with_several_settings():
     env = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=8)
     texts = ("threshold:threshold=0.3", "threshold:threshold=0.9", "confidence:k=1")
@@ -119,9 +126,11 @@ def test_metropolis_and_samples_from_the_command_line(tmp_path, capsys):
     chains = ["--sampler", "metropolis:alpha=4,steps=3,proposal=left-to-right"]
     drawn = ["--env.temperature", "1", "--samples", "4", "--problems", "3"]
     assert main([*COUNTDOWN, *chains, "--sampler", "random", *drawn, "--output", str(output)]) == 0
-    assert "pass@2 pass@4" in plain(capsys.readouterr().out)
+    shown = plain(capsys.readouterr().out)
+    assert "pass@2 pass@4" in shown
     chain, random = read_results(output)
     assert chain.settings["policy_settings"]["proposal"] == "left-to-right"
+    assert chain.settings["policy_settings"]["approximate"] is False and "approximate" not in shown
     assert (chain.nfe == 4 * 12).all() and (random.nfe == 12).all() and chain.correct.shape == (3, 4)
     assert len(chain.end["chain"]["acceptance"]) == 3 and len(chain.end["chain"]["log_likelihood"]) == 4
     assert not chain.films and len(random.films) == 3
