@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
-from threading import Lock
+from threading import Event, Lock
 
 import torch
 
@@ -105,10 +105,12 @@ def evaluate_cell(
     numbers = [n for n in range(count * config.samples) if n // config.samples not in known]
     done: dict[int, dict[int, Finished]] = {}
     totals = {"seconds": 0.0, "tokens": 0, "forwards": 0}
-    left, lock = len(numbers), Lock()
+    left, lock, stopped = len(numbers), Lock(), Event()
 
     def ended(number: int, end: Finished) -> None:
         nonlocal left
+        if stopped.is_set():
+            raise InterruptedError
         with lock:
             left -= 1
             index, sample = divmod(number, config.samples)
@@ -126,7 +128,11 @@ def evaluate_cell(
     if numbers:
         start = time.perf_counter()
         with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            parts = list(pool.map(partial(_decode, config, ended), envs, shares))
+            try:
+                parts = list(pool.map(partial(_decode, config, ended), envs, shares))
+            except BaseException:  # an error of one thread, or Ctrl-C: the others end with their next completion
+                stopped.set()
+                raise
         totals["seconds"] = time.perf_counter() - start
         if isinstance(sampler, Metropolis):
             chains = Chains.cat(parts)

@@ -1,13 +1,15 @@
 """Results files: what is written is read, what is there is continued, what is broken is named."""
 
 import json
+import time
 
 import numpy as np
 import pytest
+import torch
 
 from dllm_gym.agents.config import EnvConfig
 from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
-from dllm_gym.eval import cli
+from dllm_gym.eval import cli, evaluate
 from dllm_gym.eval.compare import paired_test
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.results import PER_SAMPLE, ResultsFile, read_results
@@ -62,6 +64,26 @@ def test_an_interrupted_cell_is_continued_with_the_same_result(sampler, tmp_path
     if sampler.startswith("threshold"):  # chains draw in groups, which an interruption cuts differently
         assert records(read) == records(read_results(whole.path)[0])
         assert continued.films == whole.cells[continued.key].films
+
+
+def test_an_error_in_one_thread_ends_the_others(tmp_path, monkeypatch):
+    """Ctrl-C comes the same way: nobody waits for what the other threads have left."""
+    real, written = evaluate.collect, []
+
+    def collect(env, sampler, problems, **given):
+        if 0 in problems:
+            raise ValueError("no more")
+        given["ended"] = lambda n, end, ended=given["ended"]: (time.sleep(0.2), written.append(n), ended(n, end))
+        return real(env, sampler, problems, **given)
+
+    monkeypatch.setattr(evaluate, "collect", collect)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="no more"):
+            evaluate_cell(CellConfig("threshold", ARGMAX, problems=60), ResultsFile(tmp_path / "results.jsonl"))
+    finally:
+        torch.set_num_threads(1)
+    assert len(written) <= 2
 
 
 def test_a_finished_cell_is_not_done_again(tmp_path, monkeypatch):
