@@ -51,7 +51,7 @@ class Metropolis:
     steps: int = 8
     """Proposals of a chain after its first state; of every block, where there are blocks."""
     proposal: str | Policy = "random"
-    """A heuristic's name (with its defaults: one token a step), or any sampler."""
+    """A heuristic's name, with its defaults, or any sampler."""
     likelihood: str = "trajectory"
     """Of a completion: "trajectory" or "elbo"."""
     maskings: int = 8
@@ -62,8 +62,8 @@ class Metropolis:
     def __post_init__(self):
         if not self.alpha > 0:
             raise ValueError(f"alpha={self.alpha}: must be more than 0 (1: the denoiser's own distribution).")
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}: must be 1 or more.")
+        if self.steps < 1 or self.steps % 1:
+            raise ValueError(f"steps={self.steps}: must be a whole number, 1 or more.")
         if self.likelihood not in LIKELIHOODS:
             raise ValueError(f"likelihood={self.likelihood!r}: must be one of {', '.join(LIKELIHOODS)}.")
         if self.maskings < 2 or self.maskings % 2:
@@ -139,6 +139,7 @@ class Metropolis:
             nfe = proposals.canvas.steps - start.steps
             if self.likelihood == "elbo":
                 log_p = self._elbo(episodes, proposals.canvas, end, rng)
+                chains.nfe += tries * self.maskings
             elif (nfe == episodes.block_length).all():
                 log_p = proposals.log_p
             else:
@@ -186,7 +187,7 @@ class Chains:
     log_likelihood: Tensor
     """``[C, K + 1]`` float64, nats: log p of the state after each step; with several blocks, the sum over them."""
     nfe: Tensor
-    """``[C]`` int64: denoiser forwards of all proposals."""
+    """``[C]`` int64: denoiser forwards of all proposals, those of the "elbo" among them."""
 
     @staticmethod
     def cat(parts: list[Chains]) -> Chains:

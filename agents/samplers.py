@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dllm_gym.agents.heuristics import HEURISTICS, make_policy
+from dllm_gym.agents.heuristics import HEURISTICS, Margin, make_policy
 from dllm_gym.agents.metropolis import Metropolis
 from dllm_gym.agents.policy import UnmaskingPolicy, load_policy
 from dllm_gym.agents.rollout import Policy
@@ -42,6 +42,10 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
             raise ValueError(f"sampler={text!r}: {part!r} is not of the form argument=number.")
         if arguments[key] is None:
             arguments[key] = value
+    if name == "metropolis" and (unknown := sorted(arguments.keys() - fields.keys())):
+        raise ValueError(
+            f"sampler={text!r}: metropolis does not take {', '.join(unknown)}; it takes {', '.join(fields)}."
+        )
     return Metropolis(**arguments) if name == "metropolis" else make_policy(name, **arguments)
 
 
@@ -59,3 +63,10 @@ def reseeded(sampler: Policy, seed: int) -> Policy:
         return sampler.seed(seed)
     fields = {field.name for field in dataclasses.fields(sampler)}
     return dataclasses.replace(sampler, seed=seed) if "seed" in fields else sampler
+
+
+def reads(sampler: Policy | Metropolis) -> int:
+    """Confidences per position that a sampler needs."""
+    if isinstance(sampler, UnmaskingPolicy):
+        return sampler.config.confidence_k
+    return 2 if isinstance(sampler, Margin) or getattr(sampler, "proposal", None) == "margin" else 1

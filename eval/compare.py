@@ -37,6 +37,8 @@ def compare(config: CompareConfig) -> None:
     first = pick(read_results(config.first), config.first, config.first_cell)
     second = pick(read_results(config.second), config.second, config.second_cell)
     mine, theirs = ids(first), ids(second)
+    if not mine or not theirs:
+        raise ValueError("no problem of the one or the other is finished yet: nothing to compare.")
     if set(mine) != set(theirs):
         shared = len(set(mine) & set(theirs))
         if not config.common or not shared:

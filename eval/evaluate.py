@@ -10,20 +10,19 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache, partial
 from threading import Event, Lock
 
+import numpy as np
 import torch
 
 import dllm_gym
 from dllm_gym.agents.config import EnvConfig, make_env
-from dllm_gym.agents.heuristics import Margin
 from dllm_gym.agents.metropolis import Chains, Metropolis
 from dllm_gym.agents.policy import UnmaskingPolicy
 from dllm_gym.agents.rollout import Policy, collect
-from dllm_gym.agents.samplers import make_sampler
+from dllm_gym.agents.samplers import make_sampler, reads, reseeded
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.envs.episodes import Finished
@@ -85,10 +84,13 @@ def evaluate_cell(
     if file and (cell := file.cells.get(key)) and cell.end:
         return cell
     denoiser = _denoiser(env.denoiser_name, env.device, env.dtype)
-    workers = min(torch.get_num_threads(), env.num_envs) if denoiser.device.type == "cpu" else 1
+    threads = torch.get_num_threads() if denoiser.device.type == "cpu" else None
+    workers = min(threads or 1, env.num_envs)
     rows = replace(env, denoiser=denoiser, num_envs=-(-env.num_envs // workers))
-    envs = [make_env(rows, config.split).unwrapped for _ in range(workers)]
+    envs = [make_env(rows, config.split).unwrapped]
     episodes = envs[0].episodes
+    loaded = {"task": episodes.task, "dataset": None, "prompt_template": None, "few_shot": 0}
+    envs += [make_env(rows, config.split, **loaded).unwrapped for _ in range(workers - 1)]
     if isinstance(sampler, Metropolis):
         sampler.check(episodes)
     count = min(config.problems, len(episodes.task))
@@ -127,15 +129,20 @@ def evaluate_cell(
     shares = [share for i in range(workers) if (share := numbers[i::workers])]
     if numbers:
         start = time.perf_counter()
-        with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(len(shares), initializer=lambda: threads and torch.set_num_threads(1)) as pool:
+            jobs = [pool.submit(_decode, config, ended, *work) for work in zip(envs, shares, strict=False)]
             try:
-                parts = list(pool.map(partial(_decode, config, ended), envs, shares))
-            except BaseException:  # an error of one thread, or Ctrl-C: the others end with their next completion
-                stopped.set()
-                raise
+                wait(jobs, return_when=FIRST_EXCEPTION)
+            finally:
+                stopped.set()  # after an error of one, or Ctrl-C, the others end with their next completion
         totals["seconds"] = time.perf_counter() - start
+        if threads:
+            torch.set_num_threads(threads)  # threads of others start with what was set last
+        for error in filter(None, (job.exception() for job in jobs)):
+            if not isinstance(error, InterruptedError):
+                raise error
         if isinstance(sampler, Metropolis):
-            chains = Chains.cat(parts)
+            chains = Chains.cat([job.result() for job in jobs])
             means = {name: getattr(chains, name).mean(dim=0).tolist() for name in ("acceptance", "log_likelihood")}
             totals["chain"] = means
     if not isinstance(sampler, Metropolis):
@@ -153,7 +160,9 @@ def _decode(
 ) -> Rollout | Chains:
     """A thread's share of the completions; number n is sample ``n % samples`` of problem ``n // samples``."""
     problems = [n // config.samples for n in numbers]
-    sampler = make_sampler(config.sampler, config.seed + numbers[0], env.episodes.device)
+    sampler = make_sampler(config.sampler, config.seed, env.episodes.device)
+    seed = config.seed if isinstance(sampler, UnmaskingPolicy) else getattr(sampler, "seed", 0)
+    sampler = reseeded(sampler, int(np.random.SeedSequence([seed, numbers[0]]).generate_state(1)[0]))
     given = {"numbers": numbers, "ended": lambda i, end: ended(numbers[i], end)}
     if isinstance(sampler, Metropolis):
         return sampler.run(env.episodes, problems, **given)
@@ -189,14 +198,12 @@ def settings_of(sampler: Policy | Metropolis) -> dict:
     return settings | ({"approximate": sampler.approximate} if isinstance(sampler, Metropolis) else {})
 
 
-def reads(sampler: Policy | Metropolis) -> int:
-    """Confidences per position that a sampler needs."""
-    if isinstance(sampler, UnmaskingPolicy):
-        return sampler.config.confidence_k
-    return 2 if isinstance(sampler, Margin) or getattr(sampler, "proposal", None) == "margin" else 1
+_loaded: dict[tuple[str, str, str], Denoiser] = {}
 
 
-@lru_cache(maxsize=1)
-def _denoiser(name: str, device: str, dtype: str) -> Denoiser:
-    """The last one is kept: the cells of a grid mostly share it."""
-    return load_denoiser(name, device, dtype)
+def _denoiser(*key: str) -> Denoiser:
+    """`load_denoiser`, the last one kept: the cells of a grid mostly share it, and two large ones do not fit."""
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = load_denoiser(*key)
+    return _loaded[key]

@@ -16,6 +16,7 @@ Everything lies in one folder; what is finished there is not done again.
 from __future__ import annotations
 
 import difflib
+import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -29,11 +30,11 @@ import tyro
 
 from dllm_gym.agents.config import EnvConfig
 from dllm_gym.agents.rollout import bootstrap_interval
-from dllm_gym.agents.samplers import SAMPLERS
+from dllm_gym.agents.samplers import SAMPLERS, make_sampler
 from dllm_gym.eval.command import console
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.metrics import summary
-from dllm_gym.eval.results import Cell, ResultsFile, read_results
+from dllm_gym.eval.results import Cell, ResultsFile
 from dllm_gym.eval.tables import check_metric, fronts, ids, values, with_interval
 
 
@@ -122,6 +123,9 @@ def read_experiment(path: Path) -> Experiment:
             raise ValueError(f"{where}: {str(error).partition(') ')[2]}.") from None
 
     whole = build(Experiment, content, str(path))
+    for name in ("train", "cells"):
+        if not isinstance(getattr(whole, name), dict):
+            raise ValueError(f"{path}, {name}: {getattr(whole, name)!r}, must be names and their keys and values.")
     whole.train = {name: build(Training, entry, f"{path}, train.{name}") for name, entry in whole.train.items()}
     whole.cells = {name: build(Grid, entry, f"{path}, cells.{name}") for name, entry in whole.cells.items()}
     whole.compare = [build(Comparison, entry, f"{path}, compare") for entry in whole.compare]
@@ -131,6 +135,8 @@ def read_experiment(path: Path) -> Experiment:
             for text in (sampler, str(env.get("denoiser"))):
                 if text.startswith("{"):
                     _refuse_unknown([text.strip("{}")], list(whole.train), f"{path}, cells.{name}: {text}")
+            if not sampler.startswith("{"):
+                make_sampler(sampler)
     for entry in whole.compare:
         _refuse_unknown([entry.first, entry.second], list(whole.cells), f"{path}, compare")
         check_metric(entry.metric, min(whole.cells[name].samples for name in (entry.first, entry.second)))
@@ -159,15 +165,18 @@ def experiment(config: ExperimentConfig) -> None:
         for seed in (seeds if draws(*variant) else [0])
     ]
     with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(_train, whole.train[name], folder / f"{name}-seed{seed}", seed) for name, seed in trainings]
-        for job in jobs:
-            print(f"trained {job.result()}", flush=True)
-        jobs = [pool.submit(_evaluate, _cell(whole, cell, folder, config), folder, cell) for cell in cells]
-        for job in jobs:
-            print(f"evaluated {job.result()}", flush=True)
-    found = {(name, i): [] for name, i, _ in cells}
-    for name, i, seed in cells:
-        found[name, i] += read_results(_results_path(folder, (name, i, seed)))
+        try:
+            jobs = [pool.submit(_train, whole.train[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
+            for job in jobs:
+                print(f"trained {job.result()}", flush=True)
+            jobs = [pool.submit(_evaluate, _cell(whole, cell, folder, config), folder, cell) for cell in cells]
+            found = {(name, i): [] for name, i, _ in cells}
+            for (name, i, seed), job in zip(cells, jobs, strict=True):
+                found[name, i].append(job.result())
+                print(f"evaluated {name} {i}, seed {seed}", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     variants = {name: grid.variants() for name, grid in whole.cells.items()}
     parts = [whole.claim, _cell_table(found, variants), _comparison_table(whole.compare, found, variants)]
     parallelism = fronts([cell for cells in found.values() for cell in cells])
@@ -180,8 +189,8 @@ def experiment(config: ExperimentConfig) -> None:
 def draws(sampler: str, env: dict[str, Any]) -> bool:
     """Whether a seed makes a difference to a variant of a cell: nothing is evaluated twice for nothing."""
     trained = sampler.startswith("{") or str(env.get("denoiser")).startswith("{")
-    seeded = trained or "seed" in SAMPLERS[sampler.partition(":")[0]].__dataclass_fields__
-    return seeded or bool(env.get("temperature"))
+    kind = SAMPLERS.get(sampler.partition(":")[0])
+    return trained or kind is None or "seed" in kind.__dataclass_fields__ or bool(env.get("temperature"))
 
 
 def _train(training: Training, folder: Path, seed: int) -> str:
@@ -191,6 +200,11 @@ def _train(training: Training, folder: Path, seed: int) -> str:
     from dllm_gym.agents.cli import main
 
     torch.set_num_threads(1)
+    asked = json.dumps({"algorithm": training.algorithm, "settings": training.settings}, sort_keys=True)
+    record = folder.with_name(f"{folder.name}.json")
+    if record.exists() and record.read_text() != asked:
+        raise ValueError(f"{folder}: trained with other settings, {record.read_text()}; give another --folder.")
+    record.write_text(asked)
     if not (folder / "summary.json").exists():
         if list(folder.glob("checkpoint-*")):
             flags = ["--resume", str(folder)]
@@ -224,17 +238,11 @@ def _cell(whole: Experiment, cell: tuple[str, int, int], folder: Path, config: E
     return CellConfig(sampler, EnvConfig(**env), problems, grid.samples, grid.split, seed)
 
 
-def _results_path(folder: Path, cell: tuple[str, int, int]) -> Path:
-    return folder / "results" / "{}-{}-seed{}.jsonl".format(*cell)
-
-
-def _evaluate(request: CellConfig, folder: Path, cell: tuple[str, int, int]) -> str:
+def _evaluate(request: CellConfig, folder: Path, cell: tuple[str, int, int]) -> Cell:
     import torch
 
     torch.set_num_threads(1)
-    path = _results_path(folder, cell)
-    evaluate_cell(request, ResultsFile(path))
-    return str(path)
+    return evaluate_cell(request, ResultsFile(folder / "results" / "{}-{}-seed{}.jsonl".format(*cell)))
 
 
 def _variant(name: str, variants: list, i: int) -> str:
@@ -294,7 +302,8 @@ def _pairs(entry: Comparison, found: dict, variants: dict[str, list]) -> list[tu
     first, second = options(entry.first), options(entry.second)
     if len(first) == len(second):
         return list(zip(first, second, strict=True))
-    best = [max(either, key=lambda option: option[1].mean()) for either in (first, second)]
+    best = min if entry.metric == "nfe" else max
+    best = [best(either, key=lambda option: option[1].mean()) for either in (first, second)]
     return [tuple(best)]
 
 

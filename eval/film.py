@@ -14,8 +14,9 @@ import torch
 
 from dllm_gym import rendering
 from dllm_gym.agents.config import EnvConfig, make_env
+from dllm_gym.agents.metropolis import Metropolis
 from dllm_gym.agents.rollout import Policy
-from dllm_gym.agents.samplers import make_sampler
+from dllm_gym.agents.samplers import make_sampler, reads
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.envs.trace import Trace
 from dllm_gym.eval.command import run
@@ -49,7 +50,11 @@ def draw(config: FilmConfig) -> None:
     """Play the episode and write the picture."""
     if config.output.suffix not in (".png", ".gif"):
         raise ValueError(f"output={str(config.output)!r}: must be a .png or a .gif.")
-    episodes = make_env(config.env, config.split, num_envs=1).unwrapped.episodes
+    policy = make_sampler(config.sampler, config.seed)
+    if isinstance(policy, Metropolis):
+        raise ValueError(f"sampler={config.sampler!r}: proposes whole completions, there is no unmasking to draw.")
+    confidences = max(config.env.confidence_k, reads(policy))
+    episodes = make_env(config.env, config.split, num_envs=1, confidence_k=confidences).unwrapped.episodes
     policy = make_sampler(config.sampler, config.seed, episodes.device)
     frames, _ = play(episodes, policy, config.problem, [config.seed, 0])
     if config.output.suffix == ".gif":

@@ -67,8 +67,8 @@ def summary(cell) -> dict:
     """Means of a `dllm_gym.eval.results.Cell`, with 95 % bootstrap intervals over problems where they are quoted.
 
     ``accuracy``, ``nfe``, ``reward`` and their ``*_interval``; ``tokens_per_forward`` = response tokens / forwards
-    (the end token is one of them); ``pass_at_k`` for k = 1, 2, 4, ... and n; ``entropy``, an estimate of that of whole
-    completions in nats, the mean of minus their log-likelihood; ``distinct`` texts a sample; ``tokens_per_second`` of
+    (the end token is one of them); ``pass_at_k`` for k = 1, 2, 4, ... and n; ``entropy`` in nats, the mean of minus the
+    log-likelihood (of whole completions, at temperature 1 and one token a step; elsewhere not quite an entropy); ``distinct`` texts a sample; ``tokens_per_second`` of
     response, None where the evaluation has not come to its end.
     """
     figures: dict = {}

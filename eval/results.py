@@ -6,7 +6,8 @@ A file holds cells, a sampler on an environment with all settings. Every line ha
 - ``problem``: ``index``, ``problem_id``, ``prompt``, and lists of one entry a sample: ``correct, score, nfe, reward,
   length, log_likelihood, completion``;
 - ``film``: a canvas as it was unmasked, for the report's player;
-- ``end``: ``seconds``, ``tokens`` and ``forwards`` of the last uninterrupted part; the cell is finished.
+- ``end``: ``seconds``, ``tokens`` and ``forwards`` of the last uninterrupted part, and for Metropolis-Hastings the
+  ``chain``, acceptance and log-likelihood by step; the cell is finished.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Cell:
             raise ValueError(f"kind {kind!r}")
 
     def sort(self) -> None:
-        """Problems by index: they are written in the order in which they end."""
-        self.problems.sort(key=lambda record: record["index"])
+        """Problems by index, each once: they are written in the order in which they end, by two processes perhaps."""
+        self.problems = [record for _, record in sorted({r["index"]: r for r in self.problems}.items())]
 
 
 class ResultsFile:
@@ -69,7 +70,8 @@ class ResultsFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.cells = {cell.key: cell for cell in read_results(self.path)} if self.path.exists() else {}
         if self.path.exists() and (text := self.path.read_text(encoding="utf-8")) and not text.endswith("\n"):
-            self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")  # the line that was cut
+            whole = _is_json(text[text.rfind("\n") + 1 :])  # else it was cut while it was written
+            self.path.write_text(text + "\n" if whole else text[: text.rfind("\n") + 1], encoding="utf-8")
 
     def open(self, key: str, settings: dict) -> Cell:
         """The cell with this key: what there is of it, or a new one."""
@@ -114,3 +116,11 @@ def read_results(path: str | Path) -> list[Cell]:
     for cell in cells.values():
         cell.sort()
     return list(cells.values())
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -90,7 +90,10 @@ def fronts(cells: Sequence[Cell]) -> dict[str, float]:
     """
     groups: dict[tuple[str, str], dict[int, list[Cell]]] = {}
     for cell in cells:
-        env = json.dumps(cell.settings["env"] | {"confidence_k": None}, sort_keys=True)
+        seed_free = str(cell.settings["env"]["denoiser"]).replace(f"-seed{cell.settings['seed']}/", "/")
+        where = cell.settings["env"] | {"confidence_k": None, "denoiser": seed_free}
+        where |= {name: cell.settings[name] for name in ("split", "problems", "samples")}
+        env = json.dumps(where, sort_keys=True)
         by_seed = groups.setdefault((env, cell.settings["sampler"].partition(":")[0]), {})
         by_seed.setdefault(cell.settings["seed"], []).append(cell)
     differing = [name for name in settings_that_differ(cells) if name.startswith("env.") and name != "env.confidence_k"]

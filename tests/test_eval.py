@@ -172,6 +172,8 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, capsys):
         ([*THRESHOLD, "--problems", "0"], ["problems=0"]),
         ([*THRESHOLD, "--samples", "0"], ["samples=0"]),
         (["--sampler", "metropolis:alpha=0"], ["alpha=0"]),
+        (["--sampler", "metropolis:alfa=4"], ["does not take alfa", "alpha"]),
+        (["--sampler", "metropolis:steps=2.5"], ["steps=2.5"]),
         (["--sampler", "metropolis:proposal=best"], ["proposal='best'", "left-to-right"]),
         (["--sampler", "metropolis"], ["temperature=0.0", "1.0"]),
     ],

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dllm_gym.eval import cli
@@ -72,9 +73,9 @@ def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys, monke
     assert len(weights) == 2
 
     learned = [results[f"learned-0-seed{seed}"].nfe.mean() for seed in (0, 1)]
-    slower = max(results[f"thresholds-{i}-seed0"].nfe.mean() for i in (0, 1))
-    assert "| learned | thresholds: threshold:threshold=0.9 | nfe |" in table
-    assert ", ".join(f"{nfe - slower:+.3f}" for nfe in learned) in table
+    faster = min(results[f"thresholds-{i}-seed0"].nfe.mean() for i in (0, 1))
+    assert "| learned | thresholds: threshold:threshold=0.3 | nfe |" in table
+    assert ", ".join(f"{nfe - faster:+.3f}" for nfe in learned) in table
     # Two variants against two: each with its own.
     for i, block in ((0, 4), (1, 12)):
         accuracy = [100 * results[f"{name}-{i}-seed0"].correct.mean() for name in ("thresholds", "blocks")]
@@ -86,6 +87,19 @@ def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys, monke
     assert cli.main(["experiment", str(written), "--folder", str(folder), "--workers", "1"]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")} == before
     assert (folder / "table.md").read_text() == table
+
+    monkeypatch.undo()  # other settings are other cells, of which only the new ones count
+    more = [str(written), "--folder", str(folder), "--workers", "1", "--problems", "2"]
+    assert cli.main(["experiment", *more]) == 0
+    both = read_results(folder / "results" / "learned-0-seed0.jsonl")
+    assert [len(cell.problems) for cell in both] == [4, 2]
+    accuracy = [100 * read_results(folder / f"results/learned-0-seed{n}.jsonl")[1].correct.mean() for n in (0, 1)]
+    assert (
+        f"| {np.mean(accuracy):.1f} | {', '.join(f'{a:.1f}' for a in accuracy)} |" in (folder / "table.md").read_text()
+    )
+    written.write_text(SMALL.replace("group: 2", "group: 3"))
+    assert cli.main(["experiment", *more]) == 2
+    assert "trained with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,6 +113,8 @@ def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys, monke
         ("algorithm: grpo", "algoritm: grpo", ["train.policy", "did you mean 'algorithm'"]),
         ("sampler: confidence", "split: test", ["cells.blocks", "sampler"]),
         ("claim: A", "claim: [A", ["not YAML"]),
+        ("sampler: confidence", "sampler: confidense", ["'confidense'", "confidence"]),
+        ("cells:", "cells:\nunused:", ["unknown 'unused'"]),
         ("metric: nfe", "metric: speed", ["metric='speed'"]),
         ("metric: nfe", "metric: pass@2", ["k=2: must be 1 to 1"]),
     ],

@@ -169,6 +169,11 @@ def test_mistakes(arguments, named):
         Metropolis(**arguments)
 
 
+def test_forwards_of_the_elbo_count():
+    chains = Metropolis(steps=2, likelihood="elbo", maskings=6).run(episodes(block_length=2, rows=20), [0])
+    assert chains.nfe.tolist() == [3 * (4 + 2 * 6)]  # three proposals of two blocks of two steps, six maskings each
+
+
 def test_proposals_that_cannot_be():
     with pytest.raises(ValueError, match=r"temperature=0\.0: proposals at temperature 0"):
         Metropolis().run(episodes(temperature=0.0), [0])

@@ -12,6 +12,7 @@ from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.eval import cli, evaluate
 from dllm_gym.eval.compare import paired_test
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
+from dllm_gym.eval.metrics import distinct
 from dllm_gym.eval.results import PER_SAMPLE, ResultsFile, read_results
 
 SAMPLED = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=4, temperature=1.0)
@@ -66,12 +67,13 @@ def test_an_interrupted_cell_is_continued_with_the_same_result(sampler, tmp_path
         assert continued.films == whole.cells[continued.key].films
 
 
-def test_an_error_in_one_thread_ends_the_others(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_error_in_one_thread_ends_the_others(first, tmp_path, monkeypatch):
     """Ctrl-C comes the same way: nobody waits for what the other threads have left."""
     real, written = evaluate.collect, []
 
     def collect(env, sampler, problems, **given):
-        if 0 in problems:
+        if first in problems:
             raise ValueError("no more")
         given["ended"] = lambda n, end, ended=given["ended"]: (time.sleep(0.2), written.append(n), ended(n, end))
         return real(env, sampler, problems, **given)
@@ -84,6 +86,36 @@ def test_an_error_in_one_thread_ends_the_others(tmp_path, monkeypatch):
     finally:
         torch.set_num_threads(1)
     assert len(written) <= 2
+
+
+def test_threads_draw_positions_of_their_own():
+    """Also where the sampler names its seed: at temperature 0 the order is all that differs between samples."""
+    env = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=16)
+    torch.set_num_threads(2)
+    try:
+        cell = evaluate_cell(CellConfig("random:k=3,seed=1", env, problems=12, samples=2, films=0))
+    finally:
+        torch.set_num_threads(1)
+    assert distinct(cell.completion.tolist()).mean() > 0.6
+
+
+def test_a_result_without_its_newline_is_kept(tmp_path):
+    path = tmp_path / "results.jsonl"
+    request = CellConfig("threshold", ARGMAX, problems=3, films=0)
+    evaluate_cell(request, ResultsFile(path))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:3]))
+    evaluate_cell(request, ResultsFile(path))
+    (cell,) = read_results(path)
+    assert [record["index"] for record in cell.problems] == [0, 1, 2] and path.read_text().count('"kind": "end"') == 1
+
+
+def test_a_problem_that_is_there_twice_counts_once(tmp_path):
+    path = tmp_path / "results.jsonl"
+    evaluate_cell(CellConfig("threshold", ARGMAX, problems=3, films=0), ResultsFile(path))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[1], ""]))
+    assert len(read_results(path)[0].problems) == 3
 
 
 def test_a_finished_cell_is_not_done_again(tmp_path, monkeypatch):
