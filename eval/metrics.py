@@ -68,8 +68,8 @@ def summary(cell) -> dict:
 
     ``accuracy``, ``nfe``, ``reward`` and their ``*_interval``; ``tokens_per_forward`` = response tokens / forwards
     (the end token is one of them); ``pass_at_k`` for k = 1, 2, 4, ... and n; ``entropy`` in nats, the mean of minus the
-    log-likelihood (of whole completions, at temperature 1 and one token a step; elsewhere not quite an entropy); ``distinct`` texts a sample; ``tokens_per_second`` of
-    response, None where the evaluation has not come to its end.
+    log-likelihood (that of whole completions at temperature 1 and one token a step, elsewhere not quite an entropy);
+    ``distinct`` texts a sample; ``tokens_per_second`` of response, None where the evaluation has not come to its end.
     """
     figures: dict = {}
     for name in ("accuracy", "nfe", "reward"):
