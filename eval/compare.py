@@ -11,7 +11,7 @@ import tyro
 
 from dllm_gym.agents.rollout import bootstrap_interval
 from dllm_gym.eval.results import Cell, read_results
-from dllm_gym.eval.tables import NOT_SETTINGS, ids, settings_that_differ, values, with_interval
+from dllm_gym.eval.tables import ids, settings_that_differ, unit, values, with_interval
 
 
 @dataclass
@@ -49,13 +49,11 @@ def compare(config: CompareConfig) -> None:
         print(f"on the {shared} problems that both have, of {len(mine)} and {len(theirs)}")
     print(f"first:  {first.key} {first.settings['sampler']}\nsecond: {second.key} {second.settings['sampler']}")
     for name, (a, b) in settings_that_differ([first, second]).items():
-        if name.partition(".")[0] not in NOT_SETTINGS:
-            print(f"  {name}: {a!r} and {b!r}")
-    common = [problem for problem in mine if problem in set(theirs)]
+        print(f"  {name}: {a!r} and {b!r}")
     for metric in config.metrics:
         a, b = (dict(zip(ids(cell), values(cell, metric), strict=True)) for cell in (first, second))
-        difference = np.array([a[problem] - b[problem] for problem in common])
-        scale, digits = (100, 1) if metric == "accuracy" or metric.startswith("pass@") else (1, 3)
+        difference = np.array([a[problem] - b[problem] for problem in mine if problem in b])
+        scale, digits = unit(metric)
         text = with_interval(difference.mean(), bootstrap_interval(difference), digits, scale, "+")
         print(f"{metric}: first minus second {text}, p = {paired_test(difference):.2g}")
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 import json
 import multiprocessing
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -35,7 +34,7 @@ from dllm_gym.eval.command import console
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.metrics import summary
 from dllm_gym.eval.results import Cell, ResultsFile
-from dllm_gym.eval.tables import check_metric, fronts, ids, values, with_interval
+from dllm_gym.eval.tables import check_metric, fronts, ids, unit, values, with_interval
 
 
 @dataclass
@@ -281,8 +280,7 @@ def _comparison_table(comparisons: list[Comparison], found: dict, variants: dict
             if mine != theirs:
                 raise ValueError(f"compare {first} and {second}: different problems, nothing can be paired.")
             difference = a.mean(axis=0) - b.mean(axis=0)
-            percent = entry.metric == "accuracy" or entry.metric.startswith("pass@")
-            scale, digits = (100, 1) if percent else (1, 3)
+            scale, digits = unit(entry.metric)
             text = with_interval(difference.mean(), bootstrap_interval(difference), digits, scale, "+")
             by_seed = ", ".join(f"{scale * d:+.{digits}f}" for d in a.mean(axis=1) - b.mean(axis=1))
             lines.append(f"| {first} | {second} | {entry.metric} | {text} | {by_seed} |")
@@ -305,14 +303,3 @@ def _pairs(entry: Comparison, found: dict, variants: dict[str, list]) -> list[tu
     best = min if entry.metric == "nfe" else max
     best = [best(either, key=lambda option: option[1].mean()) for either in (first, second)]
     return [tuple(best)]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 2 for a mistake in what was given."""
-    from dllm_gym.eval.command import run
-
-    return run("dllm-eval experiment", ExperimentConfig, experiment, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,6 +18,7 @@ from dllm_gym.agents.rollout import bootstrap_interval
 from dllm_gym.agents.run import read_config
 from dllm_gym.eval.metrics import pass_at_k, summary
 from dllm_gym.eval.results import Cell, read_results
+from dllm_gym.eval.tables import flat_settings
 
 COMPARABLE = ("env.id", "env.dataset", "split", "env.denoiser", "env.gen_length", "env.block_length")
 """Cells that agree in these stand in one plot."""
@@ -39,7 +40,7 @@ def payload(paths: list[Path], completions: int) -> dict:
     files = [path for path in paths if not path.is_dir()]
     curves = _curves(folders)
     cells = _read(files)
-    flat = [_flat(cell.settings) for cell in cells]
+    flat = [flat_settings(cell) for cell in cells]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     told = [name for name in names if name != "sampler"]
     columns = [name for name in told if len({_text(settings.get(name)) for settings in flat}) > 1]
@@ -110,14 +111,6 @@ def _rows(cells: list[Cell], flat: list[dict], columns: list[str]) -> tuple[list
     for group in range(len(groups)):
         _mark_front([row for row in rows if row["group"] == group])
     return rows, policies, groups
-
-
-def _flat(settings: dict) -> dict:
-    """Settings under dotted names, without what the sampler's own text tells and what no figure depends on."""
-    env = {f"env.{name}": value for name, value in settings["env"].items()}
-    left_out = ("env", "policy", "policy_settings", "films")
-    rest = {name: value for name, value in settings.items() if name not in left_out}
-    return env | rest
 
 
 def _name(setting: str) -> str:

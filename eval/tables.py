@@ -17,14 +17,9 @@ NOT_SETTINGS = ("policy", "policy_settings", "films")
 
 
 def flat_settings(cell: Cell) -> dict[str, object]:
-    """Settings by dotted name, for example ``env.block_length``."""
-    flat = {}
-    for name, value in cell.settings.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
+    """Settings by dotted name (``env.block_length``), but for `NOT_SETTINGS`."""
+    rest = {name: value for name, value in cell.settings.items() if name not in ("env", *NOT_SETTINGS)}
+    return {f"env.{name}": value for name, value in cell.settings["env"].items()} | rest
 
 
 def settings_that_differ(cells: Sequence[Cell]) -> dict[str, list]:
@@ -40,16 +35,11 @@ def print_cells(cells: Sequence[Cell]) -> None:
     from rich.table import Table
 
     differing = settings_that_differ(cells)
-    columns = {
-        name: values
-        for name, values in differing.items()
-        if name != "sampler" and name.partition(".")[0] not in NOT_SETTINGS
-    }
-    shared = {name: value for name, value in flat_settings(cells[0]).items() if name not in differing}
+    columns = {name: values for name, values in differing.items() if name != "sampler"}
     shown = {
         name.removeprefix("env."): value
-        for name, value in shared.items()
-        if value is not None and name.partition(".")[0] not in (*NOT_SETTINGS, "sampler")
+        for name, value in flat_settings(cells[0]).items()
+        if value is not None and name != "sampler" and name not in differing
     }
     title = ", ".join(str(shown.pop(name)) for name in ("id", "denoiser") if name in shown)
     title += ", {} {} problems".format(*(shown.pop(name, "") for name in ("problems", "split")))
@@ -125,6 +115,11 @@ def values(cell: Cell, metric: str) -> np.ndarray:
 
 METRICS = {"accuracy": "correct", "reward": "reward", "score": "score", "nfe": "nfe"}
 """Metric -> what it is the mean of."""
+
+
+def unit(metric: str) -> tuple[int, int]:
+    """Scale and digits of a metric: shares in percent."""
+    return (100, 1) if metric == "accuracy" or metric.startswith("pass@") else (1, 3)
 
 
 def check_metric(metric: str, samples: int) -> int | None:
