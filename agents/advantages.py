@@ -24,7 +24,7 @@ def group_advantages(reward: Tensor, baseline: str = "group-mean", divide_by_std
     check_group(reward.shape[1], baseline)
     valid = reward.isfinite()
     count = valid.sum(dim=1, keepdim=True)
-    reward = torch.where(valid, reward, 0.0)
+    reward = torch.where(valid, reward.double(), 0.0)  # the mean of equal float32 rewards is then that reward
     mean = reward.sum(dim=1, keepdim=True) / count.clamp(min=1)
     advantage = torch.where(valid, reward - mean, 0.0)
     scale = torch.ones_like(mean)
@@ -32,7 +32,7 @@ def group_advantages(reward: Tensor, baseline: str = "group-mean", divide_by_std
         scale = 1 / ((advantage.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt() + 1e-6)
     if baseline == "leave-one-out":
         scale = scale * count / (count - 1).clamp(min=1)
-    return advantage * scale
+    return (advantage * scale).float()
 
 
 def check_group(size: int, baseline: str = "group-mean") -> None:

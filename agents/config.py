@@ -61,6 +61,8 @@ def check_common(config) -> None:
     """Refuse what would fail later, before a trainer writes anything. Raises ValueError."""
     at_least_one(config, "checkpoint_every")
     at_least_one(config.report, "problems", "validation_problems")
+    if not config.report.thresholds:
+        raise ValueError("report.thresholds is empty: the learned policy is compared with the best of them.")
     if config.policy.confidence_k > config.env.confidence_k:
         raise ValueError(
             f"policy.confidence_k={config.policy.confidence_k}: must be no more than env.confidence_k="

@@ -25,7 +25,6 @@ from dllm_gym.agents.denoiser_rl.report import DenoiserReportConfig, compare
 from dllm_gym.agents.policy_rl import grpo
 from dllm_gym.agents.report import progress_bar
 from dllm_gym.agents.run import Run, at_least_one
-from dllm_gym.denoisers.pretrained import load_denoiser
 
 
 @dataclass
@@ -87,7 +86,7 @@ def train(config: JointConfig) -> Path:
     accelerator = trainer.make_accelerator(denoiser_config)
     if accelerator.num_processes > 1:
         raise ValueError(f"joint trains in one process, not in {accelerator.num_processes}.")
-    denoiser = load_denoiser(config.env.denoiser_name, accelerator.device, config.env.dtype)
+    denoiser = trainer.load_trainable(config.env, accelerator.device)
     sampler_env = make_env(replace(policy_config.env, denoiser=denoiser))
     denoiser_env = make_env(replace(denoiser_config.env, denoiser=denoiser))
     trainer.check_masking(denoiser_config, denoiser_env)

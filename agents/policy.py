@@ -174,8 +174,8 @@ class Critic(nn.Module):
         return self.readout(self.trunk(observation).mean(dim=1))[:, 0]
 
 
-def load_policy(folder: str | Path) -> UnmaskingPolicy:
-    """A trained policy from the folder that a run or `UnmaskingPolicy.save` wrote.
+def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> UnmaskingPolicy:
+    """A trained policy from the folder that a run or `UnmaskingPolicy.save` wrote, on the device of its environment.
 
     Raises:
         ValueError: no such folder, or its files are not a policy or do not fit each other.
@@ -192,7 +192,7 @@ def load_policy(folder: str | Path) -> UnmaskingPolicy:
             f"policy={str(folder)!r}: must be a folder with config.json and policy.safetensors "
             f"({type(error).__name__}: {reason})."
         ) from error
-    return policy.eval()
+    return policy.eval().to(device)
 
 
 def _sinusoidal(progress: Tensor, width: int) -> Tensor:

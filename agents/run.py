@@ -46,7 +46,8 @@ class Run:
         if config.resume:
             self.folder = Path(config.resume)
             stored = read_config(self.folder)
-            different = sorted(key for key in record.keys() | stored.keys() if record.get(key) != stored.get(key))
+            keys = record.keys() | stored.keys()
+            different = sorted(key for key in keys - {"report"} if record.get(key) != stored.get(key))
             if different:
                 changes = ", ".join(f"{key}: {stored.get(key)!r} -> {record.get(key)!r}" for key in different)
                 raise ValueError(f"resume={config.resume!r}: the config differs from the run's own ({changes}).")
@@ -80,6 +81,7 @@ class Run:
 
     def _request_stop(self, number, _frame) -> None:
         self.stop_requested, self._signal = True, number
+        signal.signal(number, self._old_handlers[number])  # whoever asks twice does not want to wait
 
     def log(self, step: int, metrics: dict[str, float], problems: Sequence[int] = ()) -> None:
         """Write metrics to TensorBoard and metrics.jsonl.
@@ -137,6 +139,7 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
+        self.stop_requested = False  # too late
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 

@@ -31,7 +31,7 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
                 f"sampler={text!r}: must be one of {sorted(SAMPLERS)}, with arguments as in threshold:threshold=0.9, "
                 f"or the folder of a trained policy."
             )
-        return load_policy(text).to(device).seed(seed)
+        return load_policy(text, device).seed(seed)
     fields = SAMPLERS[name].__dataclass_fields__
     arguments = {"seed": seed} if "seed" in fields else {}
     for part in filter(None, rest.split(",")):
@@ -47,6 +47,14 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
             f"sampler={text!r}: metropolis does not take {', '.join(unknown)}; it takes {', '.join(fields)}."
         )
     return Metropolis(**arguments) if name == "metropolis" else make_policy(name, **arguments)
+
+
+def make_stepwise(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Policy:
+    """`make_sampler`, for where a canvas is unmasked step by step. Raises ValueError: for metropolis as well."""
+    sampler = make_sampler(text, seed, device)
+    if isinstance(sampler, Metropolis):
+        raise ValueError(f"sampler={text!r}: proposes whole completions; give one that unmasks step by step.")
+    return sampler
 
 
 def _number(text: str) -> int | float | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,7 +124,7 @@ def draw_batch(task: Task, size: int, tokenizer, rng: np.random.Generator) -> tu
     return inputs, attention_mask, tokens, masked
 
 
-def train(config: SFTConfig) -> Path | None:
+def train(config: SFTConfig) -> Path:
     """Train, and write a denoiser folder ``denoiser`` into the run's folder. Returns the run's folder.
 
     Several processes (`accelerate launch` or `torch.distributed.run`) share the work; each draws its own examples.
@@ -148,9 +147,9 @@ def train(config: SFTConfig) -> Path | None:
         torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.99), weight_decay=0.0),
     ]
     start = 0
-    run = Run("sft", config) if main else None
-    if config.resume:
-        start, state = (run or Run("sft", config)).load()
+    run = Run("sft", config, main=main)
+    if restored := run.load():
+        start, state = restored
         master.load_state_dict(state["master"])
         average.load_state_dict(state["average"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -159,7 +158,7 @@ def train(config: SFTConfig) -> Path | None:
     losses, since = [], time.time()
     examples = sum(config.batch.values())
     sizes = [p.numel() for p in master.parameters()]
-    with run or nullcontext():
+    with run:
         for step in range(start, config.steps):
             # Everything drawn in a step follows from (seed, process, step), so a resumed run needs no generator state.
             rng = np.random.default_rng([config.seed, accelerator.process_index, step])
@@ -193,26 +192,25 @@ def train(config: SFTConfig) -> Path | None:
                 decay = min(config.ema, done / (done + 10))
                 torch._foreach_lerp_(list(average.parameters()), list(master.parameters()), 1 - decay)
 
-            if not main:
-                continue
-            if done % config.log_every == 0 or done == config.steps:
+            if main and (done % config.log_every == 0 or done == config.steps):
                 means = {name: float(np.mean([row[name] for row in losses])) for name in row}
                 speed = examples * accelerator.num_processes * len(losses) / (time.time() - since)
                 run.log(done, means | {"learning_rate": config.muon_lr * rate, "examples_per_second": speed})
                 shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
                 print(f"step {done}/{config.steps} {shown} {speed:.0f}/s", flush=True)
                 losses, since = [], time.time()
-            if done % config.checkpoint_every == 0 or done == config.steps or run.stop_requested:
+            asked = torch.tensor(float(run.stop_requested), device=device)
+            stop = run.stop_requested = bool(accelerator.reduce(asked) > 0)  # one process stops: all do
+            if main and (done % config.checkpoint_every == 0 or done == config.steps or stop):
                 save_denoiser(average, tokenizer, run.folder / f"denoiser-{done:06d}")
                 state = {"master": master.state_dict(), "average": average.state_dict()}
                 run.save(done, state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]})
-            if run.stop_requested:
+            if stop:
                 return run.folder
-        if not main:
-            return None
-        save_denoiser(average, tokenizer, run.folder / "denoiser")
-        run.finish({"steps": config.steps, "denoiser": "denoiser"})
-    print(f"denoiser: {run.folder / 'denoiser'}")
+        if main:
+            save_denoiser(average, tokenizer, run.folder / "denoiser")
+            run.finish({"steps": config.steps, "denoiser": "denoiser"})
+            print(f"denoiser: {run.folder / 'denoiser'}")
     return run.folder
 
 

@@ -10,7 +10,7 @@ import tyro
 
 
 def run(prog: str, config_type: type, function: Callable, argv: list[str] | None) -> int:
-    """Call a function with the config that the flags give; a mistake in them is one line and exit code 2."""
+    """Call a function with the config that the flags give; a mistake is one line and exit code 2 (Ctrl-C: 130)."""
     try:
         function(tyro.cli(config_type, prog=prog, args=argv))
     except (ValueError, IndexError, OSError, RuntimeError) as error:
@@ -18,6 +18,9 @@ def run(prog: str, config_type: type, function: Callable, argv: list[str] | None
             raise
         print(f"error: {' '.join(str(error).split())}\n(DLLM_GYM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

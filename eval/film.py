@@ -14,9 +14,8 @@ import torch
 
 from dllm_gym import rendering
 from dllm_gym.agents.config import EnvConfig, make_env
-from dllm_gym.agents.metropolis import Metropolis
 from dllm_gym.agents.rollout import Policy
-from dllm_gym.agents.samplers import make_sampler, reads
+from dllm_gym.agents.samplers import make_stepwise, reads
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.envs.trace import Trace
 from dllm_gym.eval.command import run
@@ -50,12 +49,9 @@ def draw(config: FilmConfig) -> None:
     """Play the episode and write the picture."""
     if config.output.suffix not in (".png", ".gif"):
         raise ValueError(f"output={str(config.output)!r}: must be a .png or a .gif.")
-    policy = make_sampler(config.sampler, config.seed)
-    if isinstance(policy, Metropolis):
-        raise ValueError(f"sampler={config.sampler!r}: proposes whole completions, there is no unmasking to draw.")
-    confidences = max(config.env.confidence_k, reads(policy))
+    confidences = max(config.env.confidence_k, reads(make_stepwise(config.sampler)))
     episodes = make_env(config.env, config.split, num_envs=1, confidence_k=confidences).unwrapped.episodes
-    policy = make_sampler(config.sampler, config.seed, episodes.device)
+    policy = make_stepwise(config.sampler, config.seed, episodes.device)
     frames, _ = play(episodes, policy, config.problem, [config.seed, 0])
     if config.output.suffix == ".gif":
         rendering.save_gif(frames, config.output)

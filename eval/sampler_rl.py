@@ -106,7 +106,7 @@ def run_job(job: Job, config: Config) -> Path:
         (folder / "config.json").unlink(missing_ok=True)  # a run that was stopped before its first checkpoint
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     train(replace(settings, **where))
-    policy = load_policy(folder).seed(TEST_SEED)
+    policy = load_policy(folder, "cuda" if torch.cuda.is_available() else "cpu").seed(TEST_SEED)
     _save(result, _evaluate(job, config, policy, "test"))
     return result
 

@@ -30,7 +30,7 @@ from dllm_gym.agents.denoiser_rl.elbo_pg import ELBOPGConfig
 from dllm_gym.agents.denoiser_rl.espo import ESPOConfig, espo_loss
 from dllm_gym.agents.denoiser_rl.gdsd import GDSDConfig, gdsd_loss
 from dllm_gym.agents.denoiser_rl.learner import Learner
-from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, LoRAConfig
+from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, LoRAConfig, TrainerConfig
 from dllm_gym.agents.denoiser_rl.report import DenoiserReportConfig
 from dllm_gym.agents.denoiser_rl.spg import SPGConfig, spg_loss
 from dllm_gym.agents.denoiser_rl.unigrpo import UniGRPOConfig
@@ -122,6 +122,10 @@ def test_a_trained_policy_can_decode(tmp_path):
     assert metrics_of(tmp_path / "run")[0]["nfe"] != 4
 
 
+def test_a_sampler_gets_the_confidences_it_reads(tmp_path):
+    assert main(["spg", *FLAGS, "--sampler", "margin:k=8", "--run-dir", str(tmp_path / "run")]) == 0
+
+
 def test_the_seed_decides_everything(tmp_path):
     """Adapters included, whose initialisation knows no generator but the global one."""
     runs = {}
@@ -151,7 +155,7 @@ def completions_of(denoiser, rows: int = 7, length: int = 12) -> tuple[Tensor, l
 def make_learner(config, loss, denoiser=None, sgd: float | None = None) -> Learner:
     learner = Learner(denoiser or early(), config, loss, Accelerator(cpu=True))
     if sgd:  # of Adam, the first steps are signs of gradients, whatever their size
-        learner.optimizer = torch.optim.SGD(learner.masters.values(), lr=sgd)
+        learner.optimizers = [torch.optim.SGD(learner.masters.values(), lr=sgd)]
     return learner
 
 
@@ -273,7 +277,7 @@ def test_spg_without_negatives_leaves_the_weights_where_nothing_was_good():
     for weight_decay in (0.0, 0.1):
         learner = make_learner(SPGConfig(negative="zero", weight_decay=weight_decay, inner_iterations=2), spg_loss)
         metrics = update(learner, -torch.arange(7.0), rate=0.01)
-        assert metrics["gradient_norm"] == 0 and metrics["positive"] == 0
+        assert metrics["gradient_norm"] == 0 and metrics["learned_from"] == 0
         for name, p in weights_of(early()).items():
             expected = p * (1 - 0.01 * weight_decay) ** 2
             tolerance = 1e-6 if weight_decay else 0
@@ -281,6 +285,49 @@ def test_spg_without_negatives_leaves_the_weights_where_nothing_was_good():
     learner = make_learner(SPGConfig(negative="mixture", inner_iterations=2), spg_loss)
     assert update(learner, -torch.arange(7.0))["gradient_norm"] > 0
     assert update(learner, torch.zeros(7))["gradient_norm"] == 0, "nothing is left over from the update before"
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_muon_takes_the_linear_layers(rank):
+    """Its steps are orthogonal matrices times rate * 0.2 sqrt(longer side): singular values are equal."""
+    denoiser = early()
+    before = weights_of(denoiser)
+    config = SPGConfig(optimizer="muon", inner_iterations=1, lora=LoRAConfig(rank=rank))
+    learner = make_learner(config, spg_loss, denoiser)
+    before = {name: p.detach().clone() for name, p in learner.masters.items()}
+    update(learner, ADVANTAGE, rate=0.01)
+    kinds = [type(optimizer).__name__ for optimizer in learner.optimizers]
+    assert ["Muon" in kind or "AcceleratedOptimizer" in kind for kind in kinds] == [True] * (1 if rank else 2)
+    for name, p in learner.masters.items():
+        change = (p.detach() - before[name]).float()
+        if "proj" not in name:
+            assert change.abs().max() < 0.0101, "a first step of AdamW is the learning rate"
+        elif change.any():  # of an adapter only B moves at first
+            size = torch.linalg.svdvals(change) / (0.01 * 0.2 * max(change.shape) ** 0.5)
+            assert size[0] < 1.3 and size[1] > 0.6, name
+
+
+@pytest.mark.parametrize("algorithm", ["spg", "elbo-pg", "wd1"])
+def test_what_has_no_gradient_is_not_forwarded(algorithm):
+    """And nothing changes by it: neither the update nor what the metrics say of the completions learned from."""
+    config_type, loss = load_objective(algorithm)
+    config, all_of_them = config_type(microbatch=2), type("All", (config_type,), {})(microbatch=2)
+    type(all_of_them).learns_from = TrainerConfig.learns_from
+    advantage = torch.tensor([0.0, 0.7, 0.0, -0.2, 1.0, 0.0, -0.4])
+    rows, results, learners = [], [], []
+    for each in (config, all_of_them):
+        seen: list[float] = []
+        learners.append(
+            make_learner(each, lambda b, c, seen=seen: (seen.extend(b.advantage.tolist()), loss(b, c))[1], sgd=1.0)
+        )
+        results.append(update(learners[-1], advantage))
+        rows.append(seen)
+    for name, weight in weights_of(learners[0].denoiser).items():
+        torch.testing.assert_close(weight, weights_of(learners[1].denoiser)[name], atol=1e-6, rtol=0)
+    kept = [a for a in advantage.tolist() if (a > 0 if algorithm == "spg" else a != 0)]
+    assert rows[0] == kept * config.inner_iterations and len(rows[1]) == 7 * config.inner_iterations
+    assert results[0]["learned_from"] == pytest.approx(len(kept) / 7) and results[1]["learned_from"] == pytest.approx(1)
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=1e-6)
 
 
 def test_nothing_scored_in_a_microbatch_is_no_mistake():
@@ -341,6 +388,16 @@ def test_adapters_alone_change_and_are_saved_alone(tmp_path):
     assert metrics_of(folder)[1]["kl"] > 0
     env = gym.make("MaskedDiffusion-Sudoku-v0", denoiser=str(folder / "denoiser"))
     env.reset(seed=0)
+
+
+def test_an_adapter_is_merged_before_it_is_trained_further(tmp_path, capsys):
+    """Else the weights below it would be trained and not be saved."""
+    assert main(["espo", *FLAGS, "--lora.rank", "2", "--run-dir", str(tmp_path / "run")]) == 0
+    adapter = str(tmp_path / "run" / "denoiser")
+    assert main(["espo", *FLAGS, "--env.denoiser", adapter, "--run-dir", str(tmp_path / "more")]) == 2
+    assert "merge()" in capsys.readouterr().err and not (tmp_path / "more").exists()
+    dllm_gym.load_denoiser(adapter).merge().save(tmp_path / "merged")
+    assert main(["espo", *FLAGS, "--env.denoiser", str(tmp_path / "merged"), "--run-dir", str(tmp_path / "more")]) == 0
 
 
 def test_only_adapters_train():
@@ -597,7 +654,15 @@ JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
         ("spg --env.block-length 5", "block_length=5"),
         ("spg --env.id MaskedDiffusion-Chess-v0", "MaskedDiffusion-Chess-v0"),
         ("spg --env.denoiser nowhere/to-be-found", "nowhere/to-be-found"),
+        ("spg --env.denoiser oracle --env.id MaskedDiffusion-Oracle-v0", "env.denoiser='oracle': has no weights"),
+        ("spg --env.device cuda:1", "env.device='cuda:1'"),
+        ("spg --env.dtype float16", "train in bfloat16"),
+        ("spg --optimizer sgd", "optimizer='sgd'"),
         ("spg --sampler greedy", "sampler='greedy'"),
+        ("spg --sampler metropolis:alpha=2", "sampler='metropolis:alpha=2': proposes whole completions"),
+        ("spg --report.samplers confidance", "sampler='confidance'"),
+        ("spg --report.samplers", "report.samplers is empty"),
+        ("grpo --report.thresholds", "report.thresholds is empty"),
         ("spg --sampler confidence:k", "'k' is not of the form"),
         ("spg --lora.rank -1", "lora.rank=-1"),
         ("spg --lora.rank 2 --lora.targets q_proj query", "lora.targets=('q_proj', 'query'): ['query']"),
@@ -617,7 +682,7 @@ JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
 def test_mistakes_are_one_line_and_leave_no_folder(flags, part, tmp_path, capsys):
     name, *given = flags.split()
     folder = tmp_path / "run"
-    settings = JOINT_FLAGS if name == "joint" else FLAGS
+    settings = {"joint": JOINT_FLAGS, "grpo": []}.get(name, FLAGS)
     assert main([name, *settings, "--run-dir", str(folder), *given]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert part in line
@@ -625,15 +690,19 @@ def test_mistakes_are_one_line_and_leave_no_folder(flags, part, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("processes", "kind", "part"),
+    ("given", "part"),
     [
-        (3, DistributedType.MULTI_CPU, "problems=2: must be a multiple of the 3 processes"),
-        (2, DistributedType.FSDP, "FSDP"),
-        (2, DistributedType.DEEPSPEED, "DDP"),
+        ({"num_processes": 3}, "problems=2: must be a multiple of the 3 processes"),
+        ({"distributed_type": DistributedType.FSDP}, "FSDP"),
+        ({"distributed_type": DistributedType.DEEPSPEED}, "DDP"),
+        ({"mixed_precision": "fp16"}, "train in bfloat16"),
+        ({"gradient_accumulation_steps": 4}, "--microbatch"),
     ],
 )
-def test_ways_of_launching_that_do_not_work(processes, kind, part, tmp_path, monkeypatch):
-    fake = SimpleNamespace(num_processes=processes, distributed_type=kind)
+def test_ways_of_launching_that_do_not_work(given, part, tmp_path, monkeypatch):
+    works = {"num_processes": 2, "distributed_type": DistributedType.MULTI_CPU}
+    works |= {"mixed_precision": "no", "gradient_accumulation_steps": 1}
+    fake = SimpleNamespace(**works | given)
     monkeypatch.setattr(trainer, "Accelerator", lambda **_: fake)
     with pytest.raises(ValueError, match=part):
         trainer.train("spg", SPGConfig(**QUIET, run_dir=str(tmp_path / "run")), spg_loss)

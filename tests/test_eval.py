@@ -246,3 +246,12 @@ def test_the_static_baseline_decodes_what_the_environment_does(embedded):
 def test_throughput_mistake(capsys):
     assert throughput.main(["--repeats", "0"]) == 2
     assert "repeats=0" in error_line(capsys)
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dllm_gym.eval.cli.evaluate_cell", interrupted)
+    assert main([*COUNTDOWN, *THRESHOLD]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"

@@ -31,6 +31,7 @@ from dllm_gym.agents.run import Run
 from dllm_gym.agents.sft import SFTConfig
 from dllm_gym.envs.sb3 import SB3VecEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.tasks.countdown import Countdown
 from dllm_gym.types import Observation, Rollout, Verdict
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,19 @@ def test_group_advantages():
     torch.testing.assert_close(group_advantages(reward + 3), advantage)
     scaled = group_advantages(reward, divide_by_std=True)
     torch.testing.assert_close(scaled[0].std(), torch.tensor(1.0), atol=1e-4, rtol=0)
-    assert (scaled[1].abs() < 1e-3).all()
+    for value in (0.1, 0.3, 0.7, 1 / 3):  # 8 times 0.1 in float32 is not 0.8
+        for group in (3, 6, 8, 11):
+            assert not group_advantages(torch.full((1, group), value), divide_by_std=True).any()
+
+
+def test_an_expert_is_asked_of_the_order_of_its_confidence(rollout):
+    """To Plackett and Luce picks have an order; a threshold's are all 1."""
+    seen = see(3)
+    seen.confidence[:, :, 0] = torch.tensor([[0.1, 0.9, 0.5, 0.7, 0.0, 0.0, 0.0, 0.0]])
+    picks = torch.zeros(3, 8, dtype=torch.int64)
+    picks[0, :4] = picks[2, 1] = 1
+    ordered = grpo.surest_first(replace(rollout, observation=seen, picks=picks)).picks
+    assert ordered.tolist() == [[4, 1, 3, 2, 0, 0, 0, 0], [0] * 8, [0, 1, 0, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
@@ -520,6 +533,40 @@ def test_control_c_leaves_a_checkpoint(algorithm, result, play):
     assert last["step"] <= int(newest(folder).name.split("-")[1]) and not (folder / result).exists()
     play(algorithm, "run", resume=True)
     assert (folder / result).exists() and len(metrics_of(folder)) > 1
+
+
+def test_whoever_asks_twice_does_not_want_to_wait(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Run("grpo", GRPOConfig(run_dir=str(tmp_path / "run"))) as run:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert run.stop_requested
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_control_c_in_the_comparison_comes_too_late(tmp_path):
+    with Run("grpo", GRPOConfig(run_dir=str(tmp_path / "run"))) as run:
+        os.kill(os.getpid(), signal.SIGINT)
+        run.finish({})
+
+
+def test_the_comparison_may_change_when_a_run_is_resumed(play):
+    play("grpo", "run", kill_at=3)
+    folder = play("grpo", "run", resume=True, report=ReportConfig(enabled=False, problems=7))
+    assert (folder / "summary.json").exists()
+
+
+def test_a_reward_that_is_no_number_is_left_out_with_a_warning(play, monkeypatch, capsys):
+    verify, seen = Countdown.verify, []
+
+    def broken(task, problem, text):
+        seen.append(problem.id)
+        return replace(verify(task, problem, text), score=math.nan if len(seen) == 2 else 0.5 * (len(seen) % 2))
+
+    monkeypatch.setattr(Countdown, "verify", broken)
+    rows = metrics_of(play("grpo", "run"))
+    warning = capsys.readouterr().err
+    assert warning.count("excluded") == 1 and seen[1] in warning and len(rows) == 4
 
 
 def test_sigterm_leaves_a_checkpoint_and_resume_finishes(tmp_path):

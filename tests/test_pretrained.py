@@ -356,9 +356,10 @@ def test_an_adapter_is_saved_and_loaded_on_its_base(folder, tmp_path):
     with again.model.disable_adapter():
         assert close(again.logits(tokens), base)
 
-    again.model = again.model.merge_and_unload()
-    again.save(tmp_path / "merged")
-    assert close(load_denoiser(tmp_path / "merged").logits(tokens), changed)
+    assert again.merge() is again and again.model is again.causal_lm
+    again.merge().save(tmp_path / "merged")
+    merged = load_denoiser(tmp_path / "merged")
+    assert close(merged.logits(tokens), changed) and not any(p.requires_grad for p in again.model.parameters())
 
 
 def test_an_adapter_on_the_embedded_denoiser_in_the_environment(tmp_path):

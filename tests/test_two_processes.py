@@ -158,7 +158,12 @@ def test_sigterm_to_the_launcher_saves_where_it_was(tmp_path):
 
 
 def test_what_cannot_be_shared_is_refused(monkeypatch):
-    launched = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU, num_processes=2)
+    launched = SimpleNamespace(
+        distributed_type=DistributedType.MULTI_CPU,
+        num_processes=2,
+        mixed_precision="no",
+        gradient_accumulation_steps=1,
+    )
     monkeypatch.setattr(trainer, "Accelerator", lambda **_: launched)
     assert trainer.make_accelerator(SPGConfig(problems=4)) is launched
     with pytest.raises(ValueError, match=r"problems=3: must be a multiple of the 2 processes"):

@@ -26,7 +26,7 @@ class DiffuGRPOConfig(ratio.RatioConfig):
     """Train the denoiser with diffu-GRPO."""
 
     learning_rate: float = 3e-4
-    """Of AdamW; linear warm-up, then a cosine to zero."""
+    """Linear warm-up, then a cosine to zero."""
     corruption: CorruptionConfig = field(
         default_factory=lambda: CorruptionConfig("full", maskings=1, p_mask_prompt=0.15)
     )

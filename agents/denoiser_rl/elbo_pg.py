@@ -2,7 +2,7 @@
 
 SPG (arXiv 2510.09541) with the lower bound on both sides; what it shows is why SPG bounds bad completions from above.
 
-Metrics: ``elbo`` in nats per token of the completion.
+Metrics: ``elbo`` in nats per token of the completion, of the completions that are learned from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ class ELBOPGConfig(TrainerConfig):
     """Train the denoiser with the ELBO policy gradient."""
 
     learning_rate: float = 3e-5
-    """Of AdamW; linear warm-up, then a cosine to zero."""
+    """Linear warm-up, then a cosine to zero."""
+
+    def learns_from(self, advantage: Tensor) -> Tensor:
+        return advantage != 0
 
 
 def elbo_pg_loss(batch: Batch, config: ELBOPGConfig) -> tuple[Tensor, dict[str, Tensor]]:

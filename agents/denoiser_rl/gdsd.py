@@ -41,7 +41,7 @@ class GDSDConfig(TrainerConfig):
     """Train the denoiser with GDSD."""
 
     learning_rate: float = 6e-4
-    """Of AdamW; linear warm-up, then a cosine to zero."""
+    """Linear warm-up, then a cosine to zero."""
     baseline: str = "leave-one-out"
     """Of the advantage: "group-mean" or "leave-one-out"."""
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("coupled"))

@@ -58,21 +58,20 @@ class Learner:
             name: p if p.dtype.itemsize >= 4 else nn.Parameter(p.detach().float())
             for name, p in self.parameters.items()
         }
-        optimizer = torch.optim.AdamW(
-            self.masters.values(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
-        self.scorer, self.optimizer = accelerator.prepare(Scorer(denoiser), optimizer)
+        optimizers = make_optimizers(denoiser.model, self.masters, config)
+        self.scorer, *self.optimizers = accelerator.prepare(Scorer(denoiser), *optimizers)
 
     def state_dict(self) -> dict:
-        """Weights in training and the optimiser's state."""
-        return {"weights": dict(self.masters), "optimizer": self.optimizer.state_dict()}
+        """Weights in training and the optimisers' states."""
+        return {"weights": dict(self.masters), "optimizers": [each.state_dict() for each in self.optimizers]}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         for name, master in self.masters.items():
             master.copy_(state["weights"][name])
         self._publish()
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
     def update(
         self,
@@ -92,29 +91,21 @@ class Learner:
             generator: of the maskings.
         """
         config, accelerator = self.config, self.accelerator
-        self.optimizer.param_groups[0]["lr"] = learning_rate
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate
         prompt, prompt_mask = pad_left(prompts)
         completion = completion_mask(tokens, self.end_tokens)
-        kind = config.corruption
-        maskings = [
-            corrupt(
-                kind.kind,
-                completion,
-                prompt_mask,
-                kind.maskings,
-                generator,
-                block_length=kind.block_length or config.env.block_length or tokens.shape[1],
-                p_mask_prompt=kind.p_mask_prompt,
-            )
-            for _ in range(config.inner_iterations)
-        ]
-        chunks = torch.arange(len(tokens), device=tokens.device).split(config.microbatch)
+        maskings = [self._corrupt(completion, prompt_mask, generator) for _ in range(config.inner_iterations)]
+        learned = (weight > 0) & config.learns_from(advantage)
+        # One stays where nothing is learned: every process takes part in the others' gradients.
+        chunks = (learned.nonzero()[:, 0] if learned.any() else learned.new_zeros(1).long()).split(config.microbatch)
 
         def score(module, corruption: Corruption, rows: Tensor) -> Score:
             part = corruption[rows]
             canvas = corrupted_canvas(prompt[rows], prompt_mask[rows], tokens[rows], part, self.denoiser.mask_token_id)
             n = len(part.masked)
-            outputs = module(canvas, tokens[rows].repeat(n, 1), part.scored.flatten(0, 1))
+            with accelerator.autocast():  # the reference too, which accelerate has not wrapped
+                outputs = module(canvas, tokens[rows].repeat(n, 1), part.scored.flatten(0, 1))
             return Score(*(values.unflatten(0, (n, -1)) for values in outputs))
 
         @torch.no_grad()
@@ -158,10 +149,29 @@ class Learner:
         self.denoiser.model.eval()
         scored = maskings[0][chunks[0]].scored
         change = frozen(unwrapped, maskings[0], chunks[0]).log_prob - before.log_prob
-        totals["step_kl"] = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / accelerator.num_processes
-        names = sorted(totals)
-        summed = accelerator.reduce(torch.stack([totals[name] for name in names]), reduction="sum")
-        return dict(zip(names, summed.tolist(), strict=True)) | {"gradient_norm": float(norm)}
+        step_kl = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / accelerator.num_processes
+        sums = {"loss": totals.pop("loss"), "step_kl": step_kl, "learned_from": weight[learned].sum()}
+        return self._reduce(sums, totals, weight[torch.cat(chunks)].sum()) | {"gradient_norm": float(norm)}
+
+    def _corrupt(self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator) -> Corruption:
+        """Maskings of all completions for one inner iteration."""
+        kind, length = self.config.corruption, completion.shape[1]
+        return corrupt(
+            kind.kind,
+            completion,
+            prompt_mask,
+            kind.maskings,
+            generator,
+            block_length=kind.block_length or self.config.env.block_length or length,
+            p_mask_prompt=kind.p_mask_prompt,
+        )
+
+    def _reduce(self, sums: dict[str, Tensor], weighted: dict[str, Tensor], weight: Tensor) -> dict[str, float]:
+        """Over processes: sums, and of the objective's weighted sums the means over what was forwarded."""
+        values = torch.stack([weight, *sums.values(), *weighted.values()])
+        total, *values = self.accelerator.reduce(values, reduction="sum").tolist()
+        metrics = dict(zip([*sums, *weighted], values, strict=True))
+        return metrics | {name: metrics[name] / (total or 1.0) for name in weighted}
 
     def _without_adapters(self):
         """The reference of a denoiser with adapters is the same one without them."""
@@ -172,8 +182,9 @@ class Learner:
             if self.masters[name] is not p:
                 self.masters[name].grad, p.grad = p.grad.float(), None
         norm = self.accelerator.clip_grad_norm_(list(self.masters.values()), self.config.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self._publish()
         return norm
 
@@ -183,6 +194,25 @@ class Learner:
         for name, p in self.parameters.items():
             if self.masters[name] is not p:
                 p.copy_(self.masters[name])
+
+
+def make_optimizers(
+    model: nn.Module, weights: dict[str, nn.Parameter], config: TrainerConfig
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights; or Muon for those of linear layers, with steps of AdamW's size, and AdamW for the rest."""
+    matrices = set()
+    if config.optimizer == "muon":
+        head = model.lm_head
+        matrices = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    by_muon = [p for name, p in weights.items() if name in matrices]
+    by_adamw = [p for name, p in weights.items() if name not in matrices]
+    shared = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizers = []
+    if by_muon:
+        optimizers.append(torch.optim.Muon(by_muon, **shared, adjust_lr_fn="match_rms_adamw"))
+    if by_adamw:
+        optimizers.append(torch.optim.AdamW(by_adamw, **shared, betas=config.betas))
+    return optimizers
 
 
 def add_adapters(model: nn.Module, config: LoRAConfig) -> nn.Module:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dllm_gym.agents.advantages import check_group, group_advantages
@@ -17,7 +18,10 @@ from dllm_gym.agents.config import EnvConfig
 from dllm_gym.agents.denoiser_rl.corruption import Corruption
 from dllm_gym.agents.denoiser_rl.report import DenoiserReportConfig
 from dllm_gym.agents.run import at_least_one
+from dllm_gym.agents.samplers import make_stepwise
 from dllm_gym.types import Score
+
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass
@@ -76,12 +80,14 @@ class TrainerConfig:
     """Of the advantage: "group-mean" or "leave-one-out"."""
     divide_by_std: bool = False
     """Divide advantages by the group's standard deviation."""
+    optimizer: str = "adamw"
+    """"adamw", or "muon": Muon for the weights of linear layers, with steps of AdamW's size, AdamW for the rest."""
     learning_rate: float = 1e-4
-    """Of AdamW; linear warm-up, then a cosine to zero. For an 8B denoiser the papers use 3e-6."""
+    """Linear warm-up, then a cosine to zero. For an 8B denoiser the papers use 3e-6."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Of AdamW."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """Of both."""
     warmup: int = 5
     """Iterations of warm-up."""
     max_grad_norm: float = 1.0
@@ -91,7 +97,8 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     """Recompute the denoiser's blocks in the backward pass: less memory, a third more time."""
     microbatch: int = 64
-    """Completions in one forward and backward pass of a process; memory only, not the result."""
+    """Completions in one forward and backward pass of a process; memory only, not the result (but for rounding, where
+    the weights are bfloat16: gradients add up in it)."""
     seed: int = 0
     """Of problems, completions and masks."""
     threads: int = 0
@@ -115,7 +122,13 @@ class TrainerConfig:
         """Refuse what would fail later, before anything is loaded. Raises ValueError."""
         at_least_one(self, "iterations", "problems", "inner_iterations", "microbatch", "checkpoint_every")
         at_least_one(self.report, "problems")
+        for sampler in (self.sampler, *self.report.samplers):
+            make_stepwise(sampler)
+        if not self.report.samplers:
+            raise ValueError("report.samplers is empty: give at least one, or --report.no-enabled.")
         check_group(self.group, self.baseline)
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}.")
         if self.lora.rank < 0:
             raise ValueError(f"lora.rank={self.lora.rank}: must be 0 (train all weights) or more.")
         if self.env.temperature <= 0:
@@ -126,6 +139,10 @@ class TrainerConfig:
     def advantages(self, reward: Tensor) -> Tensor:
         """``[groups, group]`` rewards, some perhaps not finite -> advantages of the same shape."""
         return group_advantages(reward, self.baseline, self.divide_by_std)
+
+    def learns_from(self, advantage: Tensor) -> Tensor:
+        """``[B]`` advantages -> ``[B]`` bool: completions whose loss has a gradient. The others are not forwarded."""
+        return torch.ones_like(advantage, dtype=torch.bool)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, evaluate
-from dllm_gym.agents.samplers import make_sampler
+from dllm_gym.agents.samplers import make_stepwise
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 
@@ -45,7 +45,7 @@ def compare(
 ) -> dict:
     """The table, on the config's samplers and on ``learned`` ones."""
     before = load_denoiser(env.denoiser_name, trained.device, env.dtype)
-    samplers = {text: make_sampler(text, device=trained.device) for text in config.samplers} | (learned or {})
+    samplers = {text: make_stepwise(text, device=trained.device) for text in config.samplers} | (learned or {})
     results = {
         name: evaluate_denoiser(denoiser, samplers, config.problems, env)
         for name, denoiser in (("before", before), (algorithm, trained))

@@ -9,7 +9,7 @@ No ratio, no clip, no KL.
 Deviations: surrogates are divided by the canvas length L, one constant for all completions (the published code
 normalises by scored tokens, then weights by length, which comes to the same up to the batch's mean length).
 
-Metrics: ``elbo``, ``surrogate`` in nats per token of the completion; ``positive`` share of completions with A > 0.
+Metrics: ``elbo``, ``surrogate`` in nats per token of the completion, of the completions that are learned from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SPGConfig(TrainerConfig):
     """Train the denoiser with SPG."""
 
     learning_rate: float = 3e-4
-    """Of AdamW; linear warm-up, then a cosine to zero."""
+    """Linear warm-up, then a cosine to zero."""
     negative: str = "zero"
     """Surrogate of completions with A <= 0: "mixture", "eubo", "elbo", or "zero" (left out)."""
     beta: float = 1.5
@@ -46,6 +46,9 @@ class SPGConfig(TrainerConfig):
         if self.beta < 1 or not 0 <= self.omega <= 1:
             raise ValueError(f"beta={self.beta}, omega={self.omega}: beta must be 1 or more, omega in [0, 1].")
 
+    def learns_from(self, advantage: Tensor) -> Tensor:
+        return advantage > 0 if self.negative == "zero" else advantage != 0
+
 
 def spg_loss(batch: Batch, config: SPGConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """``-sum(weight * A * surrogate / L)``; the surrogate of `likelihood.elbo` or of ``config.negative``."""
@@ -59,14 +62,12 @@ def spg_loss(batch: Batch, config: SPGConfig) -> tuple[Tensor, dict[str, Tensor]
         "elbo": lambda: lower,
         "zero": lambda: torch.zeros_like(lower),
     }[config.negative]()
-    positive = batch.advantage > 0
-    surrogate = torch.where(positive, lower, upper)
+    surrogate = torch.where(batch.advantage > 0, lower, upper)
     loss = -(batch.weight * batch.advantage * surrogate).sum() / log_prob.shape[-1]
     per_token = batch.weight / batch.length
     return loss, {
         "elbo": (per_token * lower).sum(),
         "surrogate": (per_token * surrogate).sum(),
-        "positive": (batch.weight * positive).sum(),
     }
 
 

@@ -6,7 +6,9 @@
 Metrics, one row an iteration: ``reward`` (what is maximised), ``accuracy``, ``nfe``, ``completion_length`` (tokens up
 to the end); ``entropy`` of the denoiser at the positions that could be chosen, in nats; ``equal_groups`` share of
 groups without any difference in reward (they teach nothing); ``excluded`` episodes whose reward was not a number;
-``step_kl`` half the squared change of a token's log-probability in this iteration (k2, per scored token); ``loss`` and
+``learned_from`` share of completions with a gradient (the update forwards no others);
+``step_kl`` half the squared change of a token's log-probability in this iteration (k2, per scored
+token of a first microbatch of what is learned from); ``loss`` and
 the objective's own, means over inner iterations; ``gradient_norm`` before clipping; ``learning_rate``; ``forwards``
 denoiser rows forwarded while decoding so far; ``tokens_per_second`` completion tokens sampled and trained on;
 ``seconds`` of training so far, and ``sampling_share`` of the iteration's; ``peak_memory_gb``.
@@ -26,7 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from dllm_gym.agents.config import cosine, make_env, seeded
+from dllm_gym.agents.config import EnvConfig, cosine, make_env, seeded
 from dllm_gym.agents.denoiser_rl.corruption import check_corruption, completion_mask
 from dllm_gym.agents.denoiser_rl.learner import Learner
 from dllm_gym.agents.denoiser_rl.objective import Loss, TrainerConfig
@@ -34,8 +36,8 @@ from dllm_gym.agents.denoiser_rl.report import report
 from dllm_gym.agents.report import progress_bar
 from dllm_gym.agents.rollout import Policy, collect
 from dllm_gym.agents.run import Run
-from dllm_gym.agents.samplers import make_sampler, reseeded
-from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.agents.samplers import make_stepwise, reads, reseeded
+from dllm_gym.denoisers.pretrained import PretrainedDenoiser, load_denoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout
 
@@ -49,10 +51,10 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config)
-    denoiser = load_denoiser(config.env.denoiser_name, accelerator.device, config.env.dtype)
-    env = make_env(replace(config.env, denoiser=denoiser))
+    denoiser = load_trainable(config.env, accelerator.device)
+    sampler = make_stepwise(config.sampler, device=accelerator.device)
+    env = make_env(replace(config.env, denoiser=denoiser), confidence_k=max(config.env.confidence_k, reads(sampler)))
     check_masking(config, env)
-    sampler = make_sampler(config.sampler, device=accelerator.device)
     learner = Learner(denoiser, config, loss, accelerator)
     run = Run(algorithm, config, main=accelerator.is_main_process)
     start, totals = 0, {"forwards": 0, "seconds": 0.0}
@@ -160,9 +162,17 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     """Devices and processes as `accelerate launch` says.
 
     Raises:
-        ValueError: problems that cannot be shared evenly, or a way of sharding that hides the weights from decoding.
+        ValueError: problems that cannot be shared evenly, a way of sharding that hides the weights from decoding, or a
+            setting of accelerate's that this project has one of its own for.
     """
-    accelerator = Accelerator(cpu=config.env.device == "cpu" or not torch.cuda.is_available())
+    device = config.env.device
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"env.device={device!r}: training needs 'auto', 'cpu', or 'cuda' where there is CUDA.")
+    accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    if accelerator.mixed_precision == "fp16" or config.env.dtype in ("float16", "fp16"):
+        raise ValueError("float16: gradients underflow in it; train in bfloat16 or float32.")
+    if accelerator.gradient_accumulation_steps > 1:
+        raise ValueError("accelerate's gradient_accumulation_steps: must be 1; --microbatch saves memory here.")
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
@@ -174,6 +184,19 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
             f"problems={config.problems}: must be a multiple of the {accelerator.num_processes} processes."
         )
     return accelerator
+
+
+def load_trainable(env: EnvConfig, device: torch.device) -> PretrainedDenoiser:
+    """The environment's denoiser. Raises ValueError where it has no weights to train, or adapters on them."""
+    name, denoiser = env.denoiser_name, load_denoiser(env.denoiser_name, device, env.dtype)
+    if not isinstance(denoiser, PretrainedDenoiser):
+        raise ValueError(f"env.denoiser={name!r}: has no weights to train.")
+    if denoiser.model is not denoiser.causal_lm:
+        raise ValueError(
+            f"env.denoiser={name!r}: has an adapter; write it into the weights first, "
+            f"load_denoiser({name!r}).merge().save(folder)."
+        )
+    return denoiser
 
 
 def peak_memory_gb(device: torch.device) -> float:

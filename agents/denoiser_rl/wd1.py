@@ -7,7 +7,8 @@ good ones are raised with weights ``softmax(psi * A)`` and the bad ones lowered 
 
 No old policy is needed. Here the weights are times G, so that they are of the size of an advantage.
 
-Metrics: ``log_prob`` in nats per token; ``weight_size`` mean absolute weight of a completion.
+Metrics: ``log_prob`` in nats per token; ``weight_size`` mean absolute weight of a completion; of the completions that
+are learned from.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class WD1Config(TrainerConfig):
         out = ~reward.isfinite()
         good, bad = (x.masked_fill(out, -torch.inf).softmax(dim=1).nan_to_num(0.0) for x in (scaled, -scaled))
         return (~out).sum(dim=1, keepdim=True) * (good - bad)
+
+    def learns_from(self, advantage: Tensor) -> Tensor:
+        return advantage != 0
 
 
 def wd1_loss(batch: Batch, config: WD1Config) -> tuple[Tensor, dict[str, Tensor]]:

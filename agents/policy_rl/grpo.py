@@ -15,8 +15,9 @@ clipping; ``learning_rate``; ``forwards`` denoiser rows forwarded so far; ``seco
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,14 @@ def steer(log_prob: Tensor, expert: Tensor, group: int, experts: int) -> Tensor:
     total = group + experts
     mixture = torch.logaddexp(log_prob + np.log(group / total), torch.full_like(log_prob, -np.log(total)))
     return torch.where(expert, mixture, log_prob)
+
+
+def surest_first(rollout: Rollout) -> Rollout:
+    """Picks of a sampler that has no order, in one: what an ordered distribution is asked the probability of."""
+    picked = rollout.picks > 0
+    sure = rollout.observation.confidence[..., 0].masked_fill(~picked, -1.0)
+    order = sure.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+    return replace(rollout, picks=torch.where(picked, order, 0))
 
 
 def grpo_loss(
@@ -171,8 +180,11 @@ def improve(
     token_seed = int(rng.integers(2**32))
     rollouts = [collect(env, policy, np.repeat(problems, config.group), seed=token_seed)]
     if iteration < config.expert_iterations:
-        rollouts += [collect(env, Threshold(threshold), problems, seed=token_seed) for threshold in config.experts]
+        for n, threshold in enumerate(config.experts, start=1):
+            rollouts.append(surest_first(collect(env, Threshold(threshold), problems, seed=[token_seed, n])))
     rollout = Rollout.cat(rollouts)
+    for i in (~rollout.reward.isfinite()).nonzero()[:, 0].tolist():
+        print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
     reward = [part.reward.view(config.problems, -1) for part in rollouts]
     advantage = group_advantages(torch.cat(reward, dim=1), divide_by_std=config.divide_by_std)
     by_part = advantage.split([part.shape[1] for part in reward], dim=1)
@@ -182,7 +194,7 @@ def improve(
 
     own = rollouts[0]
     return metrics | {
-        "reward": own.reward.mean().item(),
+        "reward": own.reward[own.reward.isfinite()].mean().item(),
         "accuracy": own.correct.float().mean().item(),
         "nfe": own.nfe.float().mean().item(),
         "set_size": (own.picks > 0).sum(dim=1).float().mean().item(),

@@ -80,6 +80,12 @@ class PretrainedDenoiser(Denoiser):
         features = self.encode(tokens, attention_mask)
         return self.head(features if positions is None else _take(features, positions))
 
+    def merge(self) -> PretrainedDenoiser:
+        """Write the adapter, where there is one, into the weights; the denoiser is then an ordinary one again."""
+        if self.model is not self.causal_lm:
+            self.model = self.model.merge_and_unload().requires_grad_(False)
+        return self
+
     def save(self, folder: str | Path) -> None:
         """Write a folder that `load_denoiser` takes: safetensors in the model's dtype, config and tokenizer.
 
