@@ -94,7 +94,6 @@ def collect(
         correct=torch.tensor([end.info["correct"] for end in ends], device=device),
         nfe=torch.tensor([end.info["nfe"] for end in ends], device=device),
         reward=torch.tensor([end.reward for end in ends], device=device),
-        log_likelihood=torch.tensor([end.info["log_likelihood"] for end in ends], device=device),
         observation=Observation.cat(parts[0]) if parts else None,
         picks=torch.cat(parts[1]) if parts else None,
         log_prob=torch.cat(parts[2]) if parts else None,

@@ -142,8 +142,6 @@ class Rollout:
     """``[E]`` int64: denoiser forwards."""
     reward: Tensor
     """``[E]`` float32."""
-    log_likelihood: Tensor
-    """``[E]`` float32, nats: untempered log-probabilities of the tokens, each at the step that wrote it, summed."""
     observation: Observation | None
     """N rows: what the policy saw at each step; None where steps were not kept."""
     picks: Tensor | None
@@ -160,7 +158,7 @@ class Rollout:
     def cat(parts: list[Rollout]) -> Rollout:
         """The episodes of several rollouts with kept steps, one after the other."""
         offsets = torch.tensor([0, *(len(part) for part in parts)]).cumsum(dim=0).tolist()
-        tensors = ("tokens", "score", "correct", "nfe", "reward", "log_likelihood", "picks", "log_prob")
+        tensors = ("tokens", "score", "correct", "nfe", "reward", "picks", "log_prob")
         return Rollout(
             problems=[problem for part in parts for problem in part.problems],
             completions=[text for part in parts for text in part.completions],

@@ -142,7 +142,8 @@ def measure_trainer(name: str, env: EnvConfig, model: ModelConfig, repeats: int,
     memory = {key: peak_memory_alone(make, threads) for key, make in makers.items()}
     if threads:
         torch.set_num_threads(threads)
-    contestants = {key: make() for key, make in makers.items()}
+    contestants = {key: make() for key, make in makers.items() if key != "llama"}
+    contestants["llama"] = on_llama(name, env, model, contestants["ours"])  # large models do not fit three times
     seconds: dict[str, list[float]] = {key: [] for key in makers}
     phases: dict[str, list[dict[str, float]]] = {key: [] for key in makers}
     for repeat in range(repeats + 1):
@@ -210,9 +211,9 @@ def on_task(name: str, env: EnvConfig) -> Contestant:
     )
 
 
-def on_llama(name: str, env: EnvConfig, model: ModelConfig) -> Contestant:
-    """Random prompts are completed; then the update."""
-    contestant = update_alone(name, env, model)
+def on_llama(name: str, env: EnvConfig, model: ModelConfig, update: Contestant | None = None) -> Contestant:
+    """Random prompts are completed; then the update, of a contestant that is there already or of a new one."""
+    contestant = update or update_alone(name, env, model)
     denoiser, run_update = contestant.learner.denoiser, contestant.run
     prompts = [*torch.randint(len(SPECIAL), model.vocab_size, (model.batch, model.prompt_length))]
     prompts = [prompt.to(denoiser.device) for prompt in prompts]
@@ -246,7 +247,7 @@ def update_alone(name: str, env: EnvConfig, model: ModelConfig, plain: bool = Fa
     shape = (model.batch, model.prompt_length + model.gen_length)
     text = torch.randint(len(SPECIAL), model.vocab_size, shape, generator=generator).to(denoiser.device)
     prompts, tokens = [*text[:, : model.prompt_length]], text[:, model.prompt_length :]
-    advantage = torch.randn(model.batch, generator=generator).to(denoiser.device)
+    advantage = torch.rand(model.batch, generator=generator).to(denoiser.device)  # all are learned from
     weight = torch.full_like(advantage, 1 / model.batch)
     masks = torch.Generator(denoiser.device)
 
