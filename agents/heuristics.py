@@ -184,6 +184,9 @@ HEURISTICS = {
 def make_policy(name: str, **arguments):
     """A heuristic sampler by name, for example ``make_policy("threshold", threshold=0.9)``.
 
+    Returns:
+        A callable from an `Observation` of B rows to the set to unmask, ``[B, L]`` bool.
+
     Raises:
         ValueError: an unknown name, an argument that the sampler does not take, or a value out of range.
     """

@@ -43,6 +43,9 @@ def collect(
             the policy is called, as at evaluation. Heuristics are always called.
         keep_steps: keep observations, picks and log-probabilities.
         ended: called with n and its `Finished` for each episode that has ended, in the order in which they end.
+
+    Raises:
+        ValueError: no problems. IndexError: a problem that the task does not have.
     """
     if not len(problems):
         raise ValueError("problems is empty: give the index of at least one problem.")
@@ -103,12 +106,16 @@ def collect(
 
 @dataclass
 class Evaluation:
-    """A policy on a set of problems; arrays of one entry a problem."""
+    """A policy on a set of N problems."""
 
     correct: np.ndarray
+    """``[N]`` bool."""
     nfe: np.ndarray
+    """``[N]`` int64: denoiser forwards."""
     reward: np.ndarray
+    """``[N]`` float32."""
     score: np.ndarray
+    """``[N]`` float32: the verifier's."""
     problem_ids: list[str]
     completions: list[str]
 
@@ -120,7 +127,7 @@ class Evaluation:
 
 
 def evaluate(env, policy: Policy, problems: Sequence[int], *, seed: int = 0) -> Evaluation:
-    """Play each problem once, the policy called as at evaluation, and keep what a table needs."""
+    """Play each problem once, the policy called as at evaluation, and keep what a table needs. As `collect`."""
     rollout = collect(env, policy, problems, seed=seed, explore=False, keep_steps=False)
     return Evaluation(
         correct=rollout.correct.cpu().numpy(),

@@ -68,6 +68,12 @@ def evaluate_cell(
         config: ``env.confidence_k`` is raised to what the sampler reads.
         file: None: nothing is written.
         progress: called with (completions so far, all of them).
+
+    Returns:
+        The whole cell; one that is finished in the file is not played again.
+
+    Raises:
+        ValueError: a sampler, environment or number that cannot be, named with its value.
     """
     config.check()
     sampler = make_sampler(config.sampler, config.seed)

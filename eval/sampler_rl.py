@@ -62,7 +62,8 @@ class Config:
     workers: int = 2
     """Runs at a time, each with one thread."""
     folder: str = "runs/sampler-rl"
-    """Where the runs, evaluations, tables and curves lie."""
+    """Where the runs, evaluations, tables and curves lie; what is there already is not made again, so other iterations
+    or another dtype want another folder."""
 
 
 @dataclass(frozen=True)

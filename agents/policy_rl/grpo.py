@@ -5,10 +5,10 @@ its reward minus the mean of its group. Every step of an episode carries the epi
 objective, and an episode's steps weigh as much as another's, however many they are.
 
 Deviations from the paper, for small problems on a CPU: learning rate 3e-4 instead of 3e-5, a smaller batch, gradient
-norm clipped at 1 instead of 0.2, a small entropy bonus.
+norm clipped at 1 instead of 0.2. The policy also reads the index of a position and log(1 - c).
 
 Metrics, one row an iteration: ``reward``, ``accuracy``, ``nfe`` of the policy's own episodes (not the experts');
-``entropy`` in nats per eligible position; ``set_size`` positions picked a step; ``clip_fraction`` of steps;
+``entropy`` in nats per eligible position; ``set_size`` positions picked a step; ``loss``; ``clip_fraction`` of steps;
 ``equal_groups`` share of groups without any difference in reward (they teach nothing); ``gradient_norm`` before
 clipping; ``learning_rate``; ``forwards`` denoiser rows forwarded so far; ``seconds`` of training so far.
 """

@@ -72,6 +72,9 @@ class Denoiser(ABC):
             temperature: 0 for the argmax, else tokens are drawn from softmax(logits / temperature).
             uniforms: ``[B, L]`` float32 in [0, 1), needed when temperature > 0: one number a position, read off the
                 inverse distribution function, so that a row's draw does not depend on the rows beside it.
+
+        Returns:
+            `Prediction`, ``[B, L]`` and ``[B, L, k]``.
         """
         rows, columns = canvas.masked.nonzero(as_tuple=True)
         features = self._encode_canvas(canvas)[rows, columns]

@@ -216,6 +216,9 @@ def exact_eubo(denoiser: Denoiser, x: Tensor, beta: float, block_length: int | N
     Args:
         denoiser, x, block_length: as `random_order_log_likelihood`.
         beta: more than 0; SPG has 1 or more.
+
+    Returns:
+        ``[...]`` float64, nats. Raises ValueError for another beta.
     """
     if not beta > 0:
         raise ValueError(f"beta={beta}: must be more than 0.")

@@ -196,7 +196,7 @@ class Episodes:
         if len(tokens) + self.gen_length > self.denoiser.context_length:
             raise ValueError(
                 f"problem {problem.id!r}: {len(tokens)} prompt tokens and gen_length={self.gen_length} exceed the "
-                f"denoiser's context of {self.denoiser.context_length} tokens."
+                f"denoiser's context of {self.denoiser.context_length} tokens; give a smaller gen_length."
             )
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 

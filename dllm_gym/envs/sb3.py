@@ -17,7 +17,9 @@ from dllm_gym.envs.vector import UnmaskingVectorEnv
 
 
 def make_sb3_env(id: str, num_envs: int, seed: int | None = None, **kwargs: Any) -> SB3VecEnv:
-    """The environment of an id in its set form, ready for ``PPO("MultiInputPolicy", env)``.
+    """The environment of an id in its set form: with `UnmaskingActorCriticPolicy`, or ``PPO("MultiInputPolicy", env)``.
+
+    SB3's own Bernoulli draws bits for positions that are not eligible too, whose noise drowns the ratio.
 
     The ids of other forms (``...-TopK-v0``) have no vector environment of their own: SB3's ``make_vec_env`` takes them.
 
@@ -26,6 +28,10 @@ def make_sb3_env(id: str, num_envs: int, seed: int | None = None, **kwargs: Any)
         num_envs: rows.
         seed: row i is seeded with seed + i at its first reset.
         kwargs: arguments of `UnmaskingEnv`.
+
+    Raises:
+        ValueError: an argument out of range, as from `UnmaskingEnv`.
+        gymnasium.error.Error: an id that is not registered, or has no vector environment.
     """
     env = SB3VecEnv(gym.make_vec(id, num_envs=num_envs, **kwargs))
     if seed is not None:

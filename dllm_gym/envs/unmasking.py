@@ -37,7 +37,7 @@ class UnmaskingEnv(gym.Env):
     | key | space | meaning |
     | --- | --- | --- |
     | `confidence` | `Box(0, 1, (L, k), float32)` | the denoiser's k highest probabilities, 0 where already unmasked |
-    | `entropy` | `Box(0, log V, (L,), float32)` | entropy in nats, 0 where already unmasked; only if observed |
+    | `entropy` | `Box(0, ceil(log V), (L,), float32)` | entropy in nats, 0 where already unmasked; only if observed |
     | `token` | `Box(0, V - 1, (L,), int64)` | the token that would be, or was, written; only if observed |
     | `masked` | `MultiBinary(L)` | not yet unmasked |
     | `eligible` | `MultiBinary(L)` | masked and inside the active block: the positions that count as action |
@@ -79,7 +79,7 @@ class UnmaskingEnv(gym.Env):
     | `prompt_template` | None | path of a text file with `{question}` in it; None: the task's. For real data |
     | `few_shot` | 0 | worked examples before every question. For real data |
     | `allow_code_execution` | False | must be True for tasks whose verifier runs the completion |
-    | `gen_length` | the task's | L, tokens of a completion |
+    | `gen_length` | the task's | L, tokens of a completion; 256 for real data |
     | `block_length` | None | blocks are decoded left to right; None = L: full diffusion; else a divisor of L |
     | `temperature` | 0.0 | of the token choice: 0 is the argmax |
     | `confidence_k` | 1 | probabilities per position |
@@ -168,9 +168,3 @@ class UnmaskingEnv(gym.Env):
             "tokens": self.episodes.canvas.tokens[0].cpu().numpy().copy(),
             "probability": self.episodes.probability[0].cpu().numpy().copy(),
         }
-
-
-if __name__ == "__main__":
-    import inspect
-
-    print(f"# The environment\n\n{inspect.getdoc(UnmaskingEnv)}")

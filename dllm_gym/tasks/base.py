@@ -200,6 +200,8 @@ class GeneratedTask(Task):
                 f"give dataset='hub', a hub id or a local file, or leave it out."
             )
         super().__init__(dataset, split, prompt_template=prompt_template, few_shot=few_shot, **options)
+        if self.dataset != EMBEDDED:
+            self.gen_length = Task.gen_length  # a subclass gives that of its embedded problems
 
     def __len__(self) -> int:
         return EMBEDDED_SIZE[self.split] if self.dataset == EMBEDDED else super().__len__()
