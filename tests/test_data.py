@@ -13,6 +13,7 @@ import datasets
 import gymnasium as gym
 import pytest
 from checkpoints import write_dream, write_llada
+from errors import error_of
 
 from dllm_gym import make_task
 from dllm_gym.agents.config import EnvConfig, make_env
@@ -70,11 +71,9 @@ def template(tmp_path: Path, text: str) -> str:
     return str(tmp_path / "template.txt")
 
 
-def error_of(kind: type[Exception], function, *args, **kwargs) -> str:
-    with pytest.raises(kind) as caught:
-        function(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+@pytest.mark.parametrize(("name", "length"), [("gsm8k", 24), ("countdown", 12), ("sudoku", 16)])
+def test_real_data_has_longer_completions_than_embedded_problems(name, length, data):
+    assert make_task(name).gen_length == length and make_task(name, dataset=data(name)).gen_length == 256
 
 
 # The benchmarks of mathematics

@@ -1,4 +1,4 @@
-"""ESPO: PPO's clipped objective on whole completions, with the ELBO as the log-likelihood (see docs/espo.md).
+"""ESPO: PPO's clipped objective on whole completions, with the ELBO as the log-likelihood (arXiv 2512.03759).
 
 A completion is one action: its ratio is ``exp((ELBO - ELBO_old) / n)`` over its n tokens, with the same coupled masks
 for both, and the divergence from the reference is k2 on the ELBOs, ``(ELBO - ELBO_ref)^2 / 2n``.
