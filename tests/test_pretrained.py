@@ -489,6 +489,11 @@ def test_folders_and_hub_ids_that_cannot_be_had(tmp_path, monkeypatch):
     assert "neither config.json nor adapter_config.json" in error_of(FileNotFoundError, tmp_path)
 
 
+def test_cuda_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "device='cuda:1': torch sees no CUDA device" in error_of(ValueError, "embedded", device="cuda:1")
+
+
 def test_arguments_that_are_not_allowed(folder):
     assert "'float7'" in error_of(ValueError, folder, dtype="float7")
     assert "torch.int64" in error_of(ValueError, folder, dtype=torch.int64)
