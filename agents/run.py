@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 
 KEPT = 2
 """Newest checkpoints that a run keeps."""
+PATIENCE = 2.0
+"""Seconds after which a second Ctrl-C ends a run at once; a launcher passes the first one on to its processes."""
 
 
 class Run:
@@ -59,7 +61,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         self.stop_requested = False
-        self._signal = signal.SIGTERM
+        self._signal, self._asked = signal.SIGTERM, math.inf
 
     def __enter__(self) -> Run:
         if self.main:
@@ -80,8 +82,10 @@ class Run:
             raise SystemExit(128 + self._signal)
 
     def _request_stop(self, number, _frame) -> None:
-        self.stop_requested, self._signal = True, number
-        signal.signal(number, self._old_handlers[number])  # whoever asks twice does not want to wait
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._asked > PATIENCE:  # asked again: does not want to wait
+            raise KeyboardInterrupt
+        self.stop_requested, self._signal, self._asked = True, number, min(self._asked, now)
 
     def log(self, step: int, metrics: dict[str, float], problems: Sequence[int] = ()) -> None:
         """Write metrics to TensorBoard and metrics.jsonl.

@@ -6,12 +6,11 @@
 Metrics, one row an iteration: ``reward`` (what is maximised), ``accuracy``, ``nfe``, ``completion_length`` (tokens up
 to the end); ``entropy`` of the denoiser at the positions that could be chosen, in nats; ``equal_groups`` share of
 groups without any difference in reward (they teach nothing); ``excluded`` episodes whose reward was not a number;
-``learned_from`` share of completions with a gradient (the update forwards no others);
-``step_kl`` half the squared change of a token's log-probability in this iteration (k2, per scored
-token of a first microbatch of what is learned from); ``loss`` and
-the objective's own, means over inner iterations; ``gradient_norm`` before clipping; ``learning_rate``; ``forwards``
-denoiser rows forwarded while decoding so far; ``tokens_per_second`` completion tokens sampled and trained on;
-``seconds`` of training so far, and ``sampling_share`` of the iteration's; ``peak_memory_gb``.
+``learned_from`` share of completions with a gradient (the update forwards no others); ``step_kl`` half the squared
+change of a token's log-probability in this iteration (k2, per scored token of a first microbatch of these); ``loss``
+and the objective's own, means over inner iterations; ``gradient_norm`` before clipping; ``learning_rate``;
+``forwards`` denoiser rows forwarded while decoding so far; ``tokens_per_second`` completion tokens sampled and trained
+on; ``seconds`` of training so far, and ``sampling_share`` of the iteration's; ``peak_memory_gb``.
 """
 
 from __future__ import annotations
