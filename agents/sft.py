@@ -60,6 +60,8 @@ class SFTConfig:
     """Forward and backward in bfloat16, weights and optimisers in float32."""
     seed: int = 0
     """Of weights, problems and masks."""
+    threads: int = 1
+    """Torch threads of a process; 0: torch's choice."""
     log_every: int = 50
     """Steps between two lines of the log."""
     checkpoint_every: int = 50
@@ -130,7 +132,8 @@ def train(config: SFTConfig) -> Path:
     Several processes (`accelerate launch` or `torch.distributed.run`) share the work; each draws its own examples.
     """
     at_least_one(config, "steps", "log_every", "checkpoint_every")
-    torch.set_num_threads(1)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device, main = accelerator.device, accelerator.is_main_process
     tasks = {name: make_task(name) for name in config.batch}

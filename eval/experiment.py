@@ -210,8 +210,7 @@ def _train(training: Training, folder: Path, seed: int) -> str:
         else:
             for name in ("config.json", "metrics.jsonl"):  # stopped before its first checkpoint
                 (folder / name).unlink(missing_ok=True)
-            threads = {} if training.algorithm == "sft" else {"threads": 1}  # sft has one anyway
-            settings = threads | training.settings | {"seed": seed, "run-dir": folder}
+            settings = {"threads": 1} | training.settings | {"seed": seed, "run-dir": folder}
             flags = [part for name, value in settings.items() for part in _flag(name, value)]
         if main([training.algorithm, *flags]):
             raise RuntimeError(f"{training.algorithm} {' '.join(flags)}: failed, see above.")

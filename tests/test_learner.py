@@ -141,13 +141,11 @@ def test_spg_without_negatives_leaves_the_weights_where_nothing_was_good():
 def test_muon_takes_the_linear_layers(rank):
     """Its steps are orthogonal matrices times rate * 0.2 sqrt(longer side): singular values are equal."""
     denoiser = early()
-    before = weights_of(denoiser)
     config = SPGConfig(optimizer="muon", inner_iterations=1, lora=LoRAConfig(rank=rank))
     learner = make_learner(config, spg_loss, denoiser)
     before = {name: p.detach().clone() for name, p in learner.masters.items()}
     update(learner, ADVANTAGE, rate=0.01)
-    kinds = [type(optimizer).__name__ for optimizer in learner.optimizers]
-    assert ["Muon" in kind or "AcceleratedOptimizer" in kind for kind in kinds] == [True] * (1 if rank else 2)
+    assert len(learner.optimizers) == (1 if rank else 2)
     for name, p in learner.masters.items():
         change = (p.detach() - before[name]).float()
         if "proj" not in name:
