@@ -18,14 +18,18 @@ from __future__ import annotations
 import difflib
 import json
 import multiprocessing
+import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
 from itertools import product
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from filelock import FileLock, Timeout
 
 from dllm_gym.agents.config import EnvConfig
 from dllm_gym.agents.rollout import bootstrap_interval
@@ -151,11 +155,23 @@ def _refuse_unknown(given, known: list[str], where: str) -> None:
 
 
 def experiment(config: ExperimentConfig) -> None:
-    """Train, evaluate, compare; prints the tables and writes them to ``table.md``."""
+    """Train, evaluate, compare; prints the tables and writes them to ``table.md``.
+
+    Raises:
+        ValueError: what `read_experiment` refuses, or a folder that another process is working in.
+    """
     whole = read_experiment(config.file)
     folder = config.folder or Path("runs/experiments") / config.file.stem
-    seeds = range(config.seeds or whole.seeds)
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            _run(whole, folder, config)
+    except Timeout:
+        raise ValueError(f"{folder}: another process is at work in it; wait, or give another --folder.") from None
+
+
+def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
+    seeds = range(config.seeds or whole.seeds)
     trainings = [(name, seed) for name in whole.train for seed in seeds]
     cells = [
         (name, i, seed)
@@ -163,7 +179,8 @@ def experiment(config: ExperimentConfig) -> None:
         for i, variant in enumerate(grid.variants())
         for seed in (seeds if draws(*variant) else [0])
     ]
-    with ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(config.workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             jobs = [pool.submit(_train, whole.train[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
             for job in jobs:
@@ -183,6 +200,16 @@ def experiment(config: ExperimentConfig) -> None:
     text = "\n\n".join(filter(None, parts)) + "\n"
     (folder / "table.md").write_text(text, encoding="utf-8")
     console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose experiment was killed ends, instead of training on for nobody."""
+
+    def watch():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def draws(sampler: str, env: dict[str, Any]) -> bool:

@@ -1,8 +1,12 @@
 """Experiment files: read, refused, run, and run again without doing anything twice."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from dllm_gym.eval import cli
@@ -100,6 +104,23 @@ def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys, monke
     written.write_text(SMALL.replace("group: 2", "group: 3"))
     assert cli.main(["experiment", *more]) == 2
     assert "trained with other settings" in capsys.readouterr().err
+
+
+def test_one_process_in_a_folder_and_no_worker_without_it(written, tmp_path, capsys):
+    written.write_text(SMALL.replace("iterations: 1,", "iterations: 1000000,"))
+    arguments = ["experiment", str(written), "--folder", str(tmp_path / "out"), "--workers", "1"]
+    running = subprocess.Popen([sys.executable, "-m", "dllm_gym.eval", *arguments], cwd=ROOT)
+    try:
+        metrics = tmp_path / "out" / "policy-seed0" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert running.poll() is None
+            time.sleep(0.2)
+        assert cli.main(arguments) == 2
+        assert "another process is at work in it" in capsys.readouterr().err
+        workers = psutil.Process(running.pid).children(recursive=True)
+    finally:
+        running.kill()
+    assert workers and not psutil.wait_procs(workers, timeout=20)[1]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def spying(batches: list[Batch]):
 
 
 @torch.no_grad()
-def scores_of(denoiser, model, batch: Batch) -> Tensor:
+def scores_of(denoiser, model, batch: Batch, temperature: float) -> Tensor:
     """Log-probabilities that another state of the model gives under a batch's masks."""
     other = copy.copy(denoiser)
     other.model = model
@@ -77,14 +77,16 @@ def scores_of(denoiser, model, batch: Batch) -> Tensor:
     prompt, prompt_mask = pad_left(prompts)
     canvas = corrupted_canvas(prompt, prompt_mask, tokens, batch.corruption, denoiser.mask_token_id)
     n = len(batch.new.log_prob)
-    return other.score(canvas, tokens.repeat(n, 1), batch.corruption.scored.flatten(0, 1)).log_prob.unflatten(0, (n, 7))
+    score = other.score(canvas, tokens.repeat(n, 1), batch.corruption.scored.flatten(0, 1), temperature)
+    return score.log_prob.unflatten(0, (n, 7))
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_old_is_what_sampled_and_reference_what_training_began_with(rank):
-    """Under the masks of each inner iteration, which are its own."""
+@pytest.mark.parametrize(("rank", "temperature"), [(0, 1.0), (2, 1.0), (0, 0.7), (2, 0.7)])
+def test_old_is_what_sampled_and_reference_what_training_began_with(rank, temperature):
+    """At the temperature of sampling, under the masks of each inner iteration, which are its own."""
     batches, denoiser = [], early()
     config = GDSDConfig(inner_iterations=3, reference_share=0.5, lora=LoRAConfig(rank=rank), max_grad_norm=100.0)
+    config.env.temperature = temperature
     learner = make_learner(config, spying(batches), denoiser, sgd=0.05)
     beginning = copy.deepcopy(early().model)
     update(learner, ADVANTAGE)
@@ -95,7 +97,8 @@ def test_old_is_what_sampled_and_reference_what_training_began_with(rank):
     assert len(batches) == 3
     for inner, batch in enumerate(batches):
         for of, model in ((batch.old, sampled), (batch.reference, beginning)):
-            torch.testing.assert_close(of.log_prob, scores_of(denoiser, model, batch), atol=1e-4, rtol=1e-4)
+            expected = scores_of(denoiser, model, batch, temperature)
+            torch.testing.assert_close(of.log_prob, expected, atol=1e-4, rtol=1e-4)
             assert not of.log_prob.requires_grad
         assert torch.equal(batch.new.log_prob, batch.old.log_prob) == (inner == 0)
         assert (batch.new.log_prob - batch.reference.log_prob).abs().max() > 1e-2

@@ -111,13 +111,14 @@ def gradients(denoiser, function) -> list[Tensor]:
     return [p.grad.clone() for p in denoiser.model.parameters()]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 @torch.no_grad()
-def test_score_is_the_log_softmax_and_the_centred_logit(early, masked_canvas):
+def test_score_is_the_log_softmax_and_the_centred_logit(early, masked_canvas, temperature):
     canvas, targets, scored = masked_canvas
-    score = early.score(canvas, targets, scored)
+    score = early.score(canvas, targets, scored, temperature)
     tokens = torch.cat([canvas.prompt, canvas.tokens], dim=1)
     mask = torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)
-    logits = early.logits(tokens, mask)[:, -10:].double()
+    logits = early.logits(tokens, mask)[:, -10:].double() / temperature
     words = [v for v in range(early.vocab_size) if v != early.mask_token_id]
     for b, i in scored.nonzero().tolist():
         row, target = logits[b, i], logits[b, i, targets[b, i]]
@@ -126,6 +127,15 @@ def test_score_is_the_log_softmax_and_the_centred_logit(early, masked_canvas):
     assert not score.log_prob[~scored].any() and not score.centred_logit[~scored].any()
     including = logits.log_softmax(dim=-1).gather(2, targets[..., None])[..., 0]
     assert (score.log_prob - including)[scored].abs().max() > 1e-9, "the mask token does carry probability"
+
+
+def test_what_is_drawn_is_scored_at_the_same_temperature(early, masked_canvas):
+    canvas = masked_canvas[0]
+    uniforms = torch.rand(canvas.masked.shape, generator=seeded(3))
+    drawn = early.predict(canvas, temperature=0.7, uniforms=uniforms)
+    score = early.score(canvas, drawn.token, canvas.masked, 0.7)
+    torch.testing.assert_close(score.log_prob, drawn.draw_log_prob, atol=1e-4, rtol=0)
+    assert score.log_prob.min() < -1, "not all were certain"
 
 
 def test_score_of_a_consistent_vocabulary_sums_to_one(early, masked_canvas):

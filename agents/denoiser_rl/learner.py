@@ -24,13 +24,14 @@ from dllm_gym.types import Score
 class Scorer(nn.Module):
     """`Denoiser.score` as the forward of a module, which is what accelerate wraps for several processes."""
 
-    def __init__(self, denoiser: Denoiser):
+    def __init__(self, denoiser: Denoiser, temperature: float):
         super().__init__()
         self.model = denoiser.model
         self._denoiser = [denoiser]  # not a submodule
+        self.temperature = temperature
 
     def forward(self, canvas, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-        score = self._denoiser[0].score(canvas, targets, scored)
+        score = self._denoiser[0].score(canvas, targets, scored, self.temperature)
         return score.log_prob, score.centred_logit
 
 
@@ -49,7 +50,7 @@ class Learner:
                 reference = copy.copy(denoiser)
                 reference.model = copy.deepcopy(denoiser.model)
             denoiser.model.requires_grad_(True)
-        self.reference = Scorer(reference)
+        self.reference = Scorer(reference, config.env.temperature)
         if config.gradient_checkpointing:
             denoiser.model.gradient_checkpointing_enable()
             denoiser.model.enable_input_require_grads()
@@ -59,7 +60,7 @@ class Learner:
             for name, p in self.parameters.items()
         }
         optimizers = make_optimizers(denoiser.model, self.masters, config)
-        self.scorer, *self.optimizers = accelerator.prepare(Scorer(denoiser), *optimizers)
+        self.scorer, *self.optimizers = accelerator.prepare(Scorer(denoiser, config.env.temperature), *optimizers)
 
     def state_dict(self) -> dict:
         """Weights in training and the optimisers' states."""

@@ -103,7 +103,7 @@ class Denoiser(ABC):
 
         return Prediction(*(scatter(torch.cat(values)) for values in zip(*parts, strict=True)))
 
-    def score(self, canvas: Canvas, targets: Tensor, scored: Tensor) -> Score:
+    def score(self, canvas: Canvas, targets: Tensor, scored: Tensor, temperature: float = 1.0) -> Score:
         """One forward pass: log-probability and centred logit of given tokens, differentiable.
 
         As in `predict`, the mask token is left out of the vocabulary. Where the logits of all scored positions exceed
@@ -114,13 +114,14 @@ class Denoiser(ABC):
             canvas: B rows of L positions, partly masked.
             targets: ``[B, L]`` int64, the tokens to score.
             scored: ``[B, L]`` bool, where.
+            temperature: logits are divided by it, as for tokens that are drawn at it; more than 0.
         """
         rows, columns = scored.nonzero(as_tuple=True)
         features, targets = self._encode_canvas(canvas)[rows, columns], targets[rows, columns]
         chunks = self._chunks(len(features))
         parts = []
         for start, size in chunks:
-            inputs = features[start : start + size], targets[start : start + size]
+            inputs = features[start : start + size], targets[start : start + size], temperature
             lean = torch.is_grad_enabled() and len(chunks) > 1
             options = {"use_reentrant": False, "preserve_rng_state": False}
             parts.append(checkpoint(self._score, *inputs, **options) if lean else self._score(*inputs))
@@ -128,8 +129,8 @@ class Denoiser(ABC):
         zeros = log_prob.new_zeros(scored.shape)
         return Score(zeros.index_put((rows, columns), log_prob), zeros.index_put((rows, columns), centred))
 
-    def _score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.head(features).float()
+    def _score(self, features: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = self.head(features).float() / temperature
         mask = targets.new_tensor([self.mask_token_id])
         log_normaliser = logits.index_fill(1, mask, -torch.inf).logsumexp(dim=-1)
         mean = logits.index_fill(1, mask, 0.0).sum(dim=-1) / (logits.shape[-1] - 1)
