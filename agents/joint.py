@@ -142,7 +142,7 @@ def _configs(config: JointConfig) -> tuple[grpo.GRPOConfig, TrainerConfig]:
     shared = {"seed": config.seed, "threads": config.threads}
     policy_config = replace(config.grpo, env=config.env, **shared)
     env = replace(config.env, temperature=config.temperature, alpha=0.0)
-    denoiser_config = replace(config.denoiser, env=env, **shared)
+    denoiser_config = replace(config.denoiser, env=env, report=config.report, **shared)
     grpo.check(policy_config)
     denoiser_config.check()
     return policy_config, denoiser_config

@@ -19,6 +19,8 @@ import difflib
 import json
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -135,9 +137,7 @@ def read_experiment(path: Path) -> Experiment:
     for name, grid in whole.cells.items():
         _refuse_unknown(grid.env, [f.name for f in fields(EnvConfig)], f"{path}, cells.{name}.env")
         for sampler, env in grid.variants():
-            for text in (sampler, str(env.get("denoiser"))):
-                if text.startswith("{"):
-                    _refuse_unknown([text.strip("{}")], list(whole.train), f"{path}, cells.{name}: {text}")
+            _refuse_unknown(_trained(sampler, env), list(whole.train), f"{path}, cells.{name}")
             if not sampler.startswith("{"):
                 make_sampler(sampler)
     for entry in whole.compare:
@@ -163,11 +163,14 @@ def experiment(config: ExperimentConfig) -> None:
     whole = read_experiment(config.file)
     folder = config.folder or Path("runs/experiments") / config.file.stem
     folder.mkdir(parents=True, exist_ok=True)
+    handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that workers can save
     try:
         with FileLock(folder / ".lock", timeout=0):
             _run(whole, folder, config)
     except Timeout:
         raise ValueError(f"{folder}: another process is at work in it; wait, or give another --folder.") from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
@@ -185,12 +188,14 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
             jobs = [pool.submit(_train, whole.train[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
             for job in jobs:
                 print(f"trained {job.result()}", flush=True)
-            jobs = [pool.submit(_evaluate, _cell(whole, cell, folder, config), folder, cell) for cell in cells]
+            jobs = [pool.submit(_evaluate, whole, cell, folder, config) for cell in cells]
             found = {(name, i): [] for name, i, _ in cells}
             for (name, i, seed), job in zip(cells, jobs, strict=True):
                 found[name, i].append(job.result())
                 print(f"evaluated {name} {i}, seed {seed}", flush=True)
         except BaseException:
+            for worker in multiprocessing.active_children():  # a training saves what it has
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
     variants = {name: grid.variants() for name, grid in whole.cells.items()}
@@ -214,9 +219,15 @@ def _end_with_parent() -> None:
 
 def draws(sampler: str, env: dict[str, Any]) -> bool:
     """Whether a seed makes a difference to a variant of a cell: nothing is evaluated twice for nothing."""
-    trained = sampler.startswith("{") or str(env.get("denoiser")).startswith("{")
+    if _trained(sampler, env) or env.get("temperature"):
+        return True
     kind = SAMPLERS.get(sampler.partition(":")[0])
-    return trained or kind is None or "seed" in kind.__dataclass_fields__ or bool(env.get("temperature"))
+    return kind is None or "seed" in kind.__dataclass_fields__
+
+
+def _trained(sampler: str, env: dict[str, Any]) -> list[str]:
+    """Names of the trainings that a variant of a cell needs."""
+    return [text.strip("{}") for text in (sampler, str(env.get("denoiser"))) if text.startswith("{")]
 
 
 def _train(training: Training, folder: Path, seed: int) -> str:
@@ -239,7 +250,13 @@ def _train(training: Training, folder: Path, seed: int) -> str:
                 (folder / name).unlink(missing_ok=True)
             settings = {"threads": 1} | training.settings | {"seed": seed, "run-dir": folder}
             flags = [part for name, value in settings.items() for part in _flag(name, value)]
-        if main([training.algorithm, *flags]):
+        try:
+            failed = main([training.algorithm, *flags])
+        except SystemExit as error:
+            if error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                os._exit(1)  # stopped, and saved: this worker begins nothing else
+            raise
+        if failed:
             raise RuntimeError(f"{training.algorithm} {' '.join(flags)}: failed, see above.")
     return str(folder)
 
@@ -252,23 +269,25 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
-def _cell(whole: Experiment, cell: tuple[str, int, int], folder: Path, config: ExperimentConfig) -> CellConfig:
-    name, i, seed = cell
-    grid = whole.cells[name]
-    sampler, env = grid.variants()[i]
-    if sampler.startswith("{"):
-        sampler = str(folder / f"{sampler.strip('{}')}-seed{seed}")
-    if str(env.get("denoiser")).startswith("{"):
-        env = env | {"denoiser": str(folder / f"{env['denoiser'].strip('{}')}-seed{seed}" / "denoiser")}
-    problems = config.problems or grid.problems
-    return CellConfig(sampler, EnvConfig(**env), problems, grid.samples, grid.split, seed)
-
-
-def _evaluate(request: CellConfig, folder: Path, cell: tuple[str, int, int]) -> Cell:
+def _evaluate(whole: Experiment, cell: tuple[str, int, int], folder: Path, config: ExperimentConfig) -> Cell:
     import torch
 
     torch.set_num_threads(1)
-    return evaluate_cell(request, ResultsFile(folder / "results" / "{}-{}-seed{}.jsonl".format(*cell)))
+    name, i, seed = cell
+    grid = whole.cells[name]
+    sampler, env = grid.variants()[i]
+    path = folder / "results" / f"{name}-{i}-seed{seed}.jsonl"
+    runs = {text: folder / f"{text}-seed{seed}" for text in _trained(sampler, env)}
+    for run in runs.values():  # what was trained again is evaluated again
+        if path.exists() and path.stat().st_mtime < (run / "summary.json").stat().st_mtime:
+            path.unlink()
+    if sampler.startswith("{"):
+        sampler = str(runs[sampler.strip("{}")])
+    if str(env.get("denoiser")).startswith("{"):
+        env = env | {"denoiser": str(runs[env["denoiser"].strip("{}")] / "denoiser")}
+    problems = config.problems or grid.problems
+    request = CellConfig(sampler, EnvConfig(**env), problems, grid.samples, grid.split, seed)
+    return evaluate_cell(request, ResultsFile(path))
 
 
 def _variant(name: str, variants: list, i: int) -> str:

@@ -105,7 +105,7 @@ def read_results(path: str | Path) -> list[Cell]:
             record = json.loads(line)
             kind, key = record.pop("kind"), record.pop("cell")
             if kind == "cell":
-                cells[key] = Cell(key, record["settings"])
+                cells.setdefault(key, Cell(key, record["settings"]))  # two processes may both have begun it
             else:
                 cells[key].add(kind, record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -297,7 +297,7 @@ def decode(denoiser: Denoiser, prompts: list[Tensor], length: int, steps: int) -
     return canvas.tokens
 
 
-def plain_score(denoiser: Denoiser, canvas: Canvas, targets: Tensor, scored: Tensor) -> Score:
+def plain_score(denoiser: Denoiser, canvas: Canvas, targets: Tensor, scored: Tensor, temperature: float) -> Score:
     """What `Denoiser.score` returns, as it is usually written: logits of every position of the completion, in float32.
 
     See `Denoiser.score` for arguments.
@@ -306,7 +306,7 @@ def plain_score(denoiser: Denoiser, canvas: Canvas, targets: Tensor, scored: Ten
     attention_mask = torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)
     length = targets.shape[1]
     completion = torch.arange(tokens.shape[1] - length, tokens.shape[1], device=tokens.device)
-    logits = denoiser.logits(tokens, attention_mask, completion.expand(len(tokens), -1)).float()
+    logits = denoiser.logits(tokens, attention_mask, completion.expand(len(tokens), -1)).float().div_(temperature)
     mean = (logits.sum(dim=-1) - logits[..., denoiser.mask_token_id]) / (logits.shape[-1] - 1)
     logits[..., denoiser.mask_token_id] = -torch.inf
     target = logits.gather(-1, targets[..., None])[..., 0]

@@ -406,6 +406,8 @@ JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
         ("gdsd --reference-share 2", "reference_share=2"),
         ("joint --objective grpo", "objective='grpo'"),
         ("joint --rounds 0", "rounds=0"),
+        ("joint --report.problems 0", "problems=0"),
+        ("joint --report.samplers metropolis", "metropolis"),
         ("joint --denoiser.sampler random", "denoiser.sampler='random'"),
         ("joint --denoiser.env.temperature 0.5", "--env"),
         ("joint --grpo.seed 3", "--seed"),

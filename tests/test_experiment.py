@@ -1,5 +1,7 @@
 """Experiment files: read, refused, run, and run again without doing anything twice."""
 
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -106,7 +108,8 @@ def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys, monke
     assert "trained with other settings" in capsys.readouterr().err
 
 
-def test_one_process_in_a_folder_and_no_worker_without_it(written, tmp_path, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_one_process_in_a_folder_and_no_worker_without_it(number, written, tmp_path, capsys):
     written.write_text(SMALL.replace("iterations: 1,", "iterations: 1000000,"))
     arguments = ["experiment", str(written), "--folder", str(tmp_path / "out"), "--workers", "1"]
     running = subprocess.Popen([sys.executable, "-m", "dllm_gym.eval", *arguments], cwd=ROOT)
@@ -118,9 +121,28 @@ def test_one_process_in_a_folder_and_no_worker_without_it(written, tmp_path, cap
         assert cli.main(arguments) == 2
         assert "another process is at work in it" in capsys.readouterr().err
         workers = psutil.Process(running.pid).children(recursive=True)
+        running.send_signal(number)
+        code = running.wait(timeout=60)
     finally:
         running.kill()
-    assert workers and not psutil.wait_procs(workers, timeout=20)[1]
+    assert workers and not psutil.wait_procs(workers, timeout=60)[1]
+    assert bool(list(metrics.parent.glob("checkpoint-*"))) == (number == signal.SIGTERM), "asked to end, it saves"
+    assert abs(code) == number if number == signal.SIGKILL else code == 128 + number
+    assert not (tmp_path / "out" / "policy-seed1").exists(), "and begins nothing else"
+
+
+def test_what_is_trained_again_is_evaluated_again(written, tmp_path):
+    arguments = ["experiment", str(written), "--folder", str(tmp_path / "out"), "--workers", "1", "--seeds", "1"]
+    assert cli.main(arguments) == 0
+    results = tmp_path / "out" / "results"
+    before = {path.name: read_results(path)[0].settings for path in results.glob("*.jsonl")}
+    shutil.rmtree(tmp_path / "out" / "policy-seed0")
+    (tmp_path / "out" / "policy-seed0.json").unlink()
+    written.write_text(SMALL.replace("group: 2", "group: 3"))
+    assert cli.main(arguments) == 0
+    for path in results.glob("*.jsonl"):
+        (cell,) = read_results(path)
+        assert (cell.settings == before[path.name]) == (not path.name.startswith("learned"))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +152,7 @@ def test_one_process_in_a_folder_and_no_worker_without_it(written, tmp_path, cap
         ("num_envs: 8, block", "num_env: 8, block", ["cells.blocks.env", "'num_env'", "did you mean 'num_envs'"]),
         ("sampler: confidence", "samper: confidence", ["cells.blocks", "did you mean 'sampler'"]),
         ("second: blocks", "second: block", ["compare", "did you mean 'blocks'"]),
-        ('"{policy}"', '"{polcy}"', ["cells.learned: {polcy}", "did you mean 'policy'"]),
+        ('"{policy}"', '"{polcy}"', ["cells.learned", "'polcy'", "did you mean 'policy'"]),
         ("algorithm: grpo", "algoritm: grpo", ["train.policy", "did you mean 'algorithm'"]),
         ("sampler: confidence", "split: test", ["cells.blocks", "sampler"]),
         ("claim: A", "claim: [A", ["not YAML"]),

@@ -110,11 +110,12 @@ def test_a_result_without_its_newline_is_kept(tmp_path):
     assert [record["index"] for record in cell.problems] == [0, 1, 2] and path.read_text().count('"kind": "end"') == 1
 
 
-def test_a_problem_that_is_there_twice_counts_once(tmp_path):
+def test_what_is_there_twice_counts_once(tmp_path):
+    """Two processes may both have begun a cell, and done a problem of it."""
     path = tmp_path / "results.jsonl"
     evaluate_cell(CellConfig("threshold", ARGMAX, problems=3, films=0), ResultsFile(path))
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines, lines[1], ""]))
+    path.write_text("\n".join([*lines, lines[0], lines[1], ""]))
     assert len(read_results(path)[0].problems) == 3
 
 
