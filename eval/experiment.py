@@ -1,21 +1,11 @@
 """``dllm-eval experiment FILE.yaml``: an experiment as a file: what is trained, what is evaluated, what is compared.
 
-Keys of the file (`Experiment`, an unknown one is refused with the nearest known):
-
-- ``claim``: the sentence that is put to the test;
-- ``train``: name -> ``{algorithm, settings}``, trained once a seed; ``settings`` are the flags of ``train_policy.py``;
-- ``cells``: name -> ``{sampler, env, problems, samples, split}``; a list of samplers, or a list in ``env``, is an axis,
-  all combinations are evaluated. ``{name}`` in a sampler or in ``env.denoiser`` stands for what was trained;
-- ``seeds``: of trainings and evaluations, 0, 1, ...;
-- ``compare``: ``{first, second, metric}``, by names of cells. Equally many variants are compared one by one; otherwise
-  the best of each is taken, on the problems that it is reported on: for a ``second`` that is the harder opponent.
-
-Everything lies in one folder; what is finished there is not done again.
+The file's keys: `dllm_gym.eval.experiment_file`. Everything lies in one folder; what is finished there is not done
+again.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import multiprocessing
 import os
@@ -23,8 +13,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, fields
-from itertools import product
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,12 +24,12 @@ from filelock import FileLock, Timeout
 
 from dllm_gym.agents.config import EnvConfig
 from dllm_gym.agents.rollout import bootstrap_interval
-from dllm_gym.agents.samplers import SAMPLERS, make_sampler
 from dllm_gym.eval.command import console
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
+from dllm_gym.eval.experiment_file import Comparison, Experiment, Training, draws, read_experiment, trained
 from dllm_gym.eval.metrics import summary
 from dllm_gym.eval.results import Cell, ResultsFile
-from dllm_gym.eval.tables import check_metric, fronts, ids, unit, values, with_interval
+from dllm_gym.eval.tables import fronts, ids, unit, values, with_interval
 
 
 @dataclass
@@ -57,101 +46,6 @@ class ExperimentConfig:
     """Instead of the cells'."""
     workers: int = 2
     """Processes, each with one thread."""
-
-
-@dataclass
-class Training:
-    """One entry of ``train``."""
-
-    algorithm: str
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Grid:
-    """One entry of ``cells``."""
-
-    sampler: str | list[str]
-    env: dict[str, Any] = field(default_factory=dict)
-    problems: int = 1000
-    samples: int = 1
-    split: str = "test"
-
-    def variants(self) -> list[tuple[str, dict[str, Any]]]:
-        """All combinations of samplers and settings of the environment."""
-        samplers = self.sampler if isinstance(self.sampler, list) else [self.sampler]
-        axes = [value if isinstance(value, list) else [value] for value in self.env.values()]
-        return [(s, dict(zip(self.env, point, strict=True))) for s in samplers for point in product(*axes)]
-
-
-@dataclass
-class Comparison:
-    """One entry of ``compare``."""
-
-    first: str
-    second: str
-    metric: str = "reward"
-
-
-@dataclass
-class Experiment:
-    """A whole file."""
-
-    claim: str
-    cells: dict[str, Grid]
-    train: dict[str, Training] = field(default_factory=dict)
-    compare: list[Comparison] = field(default_factory=list)
-    seeds: int = 5
-
-
-def read_experiment(path: Path) -> Experiment:
-    """An experiment file.
-
-    Raises:
-        ValueError: not YAML, an unknown key (with the nearest known one), a missing key, or a name that is nowhere.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({error}).") from None
-
-    def build(kind: type, entry: Any, where: str):
-        if not isinstance(entry, dict):
-            raise ValueError(f"{where}: {entry!r}, must be keys and values.")
-        known = [f.name for f in fields(kind)]
-        _refuse_unknown(entry, known, where)
-        try:
-            return kind(**entry)
-        except TypeError as error:
-            raise ValueError(f"{where}: {str(error).partition(') ')[2]}.") from None
-
-    whole = build(Experiment, content, str(path))
-    for name in ("train", "cells"):
-        if not isinstance(getattr(whole, name), dict):
-            raise ValueError(f"{path}, {name}: {getattr(whole, name)!r}, must be names and their keys and values.")
-    whole.train = {name: build(Training, entry, f"{path}, train.{name}") for name, entry in whole.train.items()}
-    whole.cells = {name: build(Grid, entry, f"{path}, cells.{name}") for name, entry in whole.cells.items()}
-    whole.compare = [build(Comparison, entry, f"{path}, compare") for entry in whole.compare]
-    for name, grid in whole.cells.items():
-        _refuse_unknown(grid.env, [f.name for f in fields(EnvConfig)], f"{path}, cells.{name}.env")
-        for sampler, env in grid.variants():
-            _refuse_unknown(_trained(sampler, env), list(whole.train), f"{path}, cells.{name}")
-            if not sampler.startswith("{"):
-                make_sampler(sampler)
-    for entry in whole.compare:
-        _refuse_unknown([entry.first, entry.second], list(whole.cells), f"{path}, compare")
-        check_metric(entry.metric, min(whole.cells[name].samples for name in (entry.first, entry.second)))
-    return whole
-
-
-def _refuse_unknown(given, known: list[str], where: str) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"must be one of {', '.join(known)}."
-            raise ValueError(f"{where}: unknown {name!r}; {hint}")
 
 
 def experiment(config: ExperimentConfig) -> None:
@@ -217,19 +111,6 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def draws(sampler: str, env: dict[str, Any]) -> bool:
-    """Whether a seed makes a difference to a variant of a cell: nothing is evaluated twice for nothing."""
-    if _trained(sampler, env) or env.get("temperature"):
-        return True
-    kind = SAMPLERS.get(sampler.partition(":")[0])
-    return kind is None or "seed" in kind.__dataclass_fields__
-
-
-def _trained(sampler: str, env: dict[str, Any]) -> list[str]:
-    """Names of the trainings that a variant of a cell needs."""
-    return [text.strip("{}") for text in (sampler, str(env.get("denoiser"))) if text.startswith("{")]
-
-
 def _train(training: Training, folder: Path, seed: int) -> str:
     """One run through the trainers' own command line; continued where it was interrupted."""
     import torch
@@ -277,7 +158,7 @@ def _evaluate(whole: Experiment, cell: tuple[str, int, int], folder: Path, confi
     grid = whole.cells[name]
     sampler, env = grid.variants()[i]
     path = folder / "results" / f"{name}-{i}-seed{seed}.jsonl"
-    runs = {text: folder / f"{text}-seed{seed}" for text in _trained(sampler, env)}
+    runs = {text: folder / f"{text}-seed{seed}" for text in trained(sampler, env)}
     for run in runs.values():  # what was trained again is evaluated again
         if path.exists() and path.stat().st_mtime < (run / "summary.json").stat().st_mtime:
             path.unlink()

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from dllm_gym.eval import cli
-from dllm_gym.eval.experiment import Grid, draws, read_experiment
+from dllm_gym.eval.experiment_file import Grid, draws, read_experiment
 from dllm_gym.eval.results import read_results
 
 ROOT = Path(__file__).parents[1]
