@@ -44,6 +44,7 @@ LOSSES = {
         for clip in (None, 0.2)
     },
     "gdsd plain": (GDSDConfig(psi=3.0), gdsd_loss),
+    "gdsd zero": (GDSDConfig(negative="zero", kl_weight=0.2), gdsd_loss),
     "gdsd-tlc": (GDSDTLCConfig(), gdsd_loss),
 }
 """Configs and losses under every setting that changes the formula."""
@@ -104,12 +105,14 @@ def slow_terms(batch: Batch, config, b: int) -> tuple[float, float]:
         mixture = config.omega * eubo + (1 - config.omega) * elbo["new"]
         negative = {"mixture": mixture, "eubo": eubo, "elbo": elbo["new"], "zero": 0.0}[config.negative]
         return -advantage * (elbo["new"] if advantage > 0 else negative) / 5, 0.0
+    if config.negative == "zero" and advantage <= 0:
+        return 0.0, 0.0
     name = "centred_logit" if config.score == "centred-logit" else "log_prob"
     square = 0.0
     for n in maskings:
 
         def score(of: Score, n=n) -> float:
-            factor = weight if config.score == "published-tlc" else dict.fromkeys(scored, 1.0)
+            factor = weight if config.score == "elbo" else dict.fromkeys(scored, 1.0)
             return sum(factor[at] * value for at, value in values(of, name).items() if at[0] == n)
 
         share = config.reference_share
@@ -309,6 +312,7 @@ def test_no_advantage_of_spg_zero_has_no_gradient():
         (SPGConfig(beta=0.5), r"beta=0\.5"),
         (SPGConfig(omega=1.5), r"omega=1\.5"),
         (GDSDConfig(score="logit"), "score='logit'.*log-prob"),
+        (GDSDConfig(negative="mixture"), "negative='mixture'.*lower, zero"),
         (GDSDConfig(reference_share=1.1), r"reference_share=1\.1"),
         (GDSDConfig(clip=0.0), r"clip=0\.0"),
         (ESPOConfig(clip=0.0), r"clip=0\.0"),

@@ -10,7 +10,7 @@ mean of all tokens' logits) in ``gdsd-tlc``, which fixes the shift without a sof
 completion is lowered by psi * |A| nats and no further.
 
 Where the published code differs: it centres the logits and takes a cross-entropy of them, in which the centring cancels
-(``--score published-tlc`` is that: the log-probability, weighted by the mask ratio's inverse); it scores all L
+(``--score elbo`` is that: the log-probability, weighted by the mask ratio's inverse); it scores all L
 positions, with no regard to the end; it divides the difference by L and clips it to log(1 +- 4e-4), whose gradient is a
 policy gradient inside a small trust region (``--clip 4e-4``; here off by default, so that the regression is one).
 
@@ -33,7 +33,8 @@ from dllm_gym.agents.denoiser_rl.objective import Batch, CorruptionConfig, Train
 from dllm_gym.agents.denoiser_rl.ratio import k2
 from dllm_gym.types import Score
 
-SCORES = ("log-prob", "centred-logit", "published-tlc")
+SCORES = ("log-prob", "elbo", "centred-logit")
+NEGATIVES = ("lower", "zero")
 
 
 @dataclass
@@ -47,9 +48,11 @@ class GDSDConfig(TrainerConfig):
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("coupled"))
     """How completions are masked."""
     score: str = "log-prob"
-    """What is regressed: "log-prob", "centred-logit", or "published-tlc"."""
+    """What is regressed: "log-prob", "elbo" (weighted as in it), or "centred-logit"."""
     psi: float = 1.0
     """Nats that a completion's score is to move per unit of advantage."""
+    negative: str = "lower"
+    """Completions with A <= 0: "lower" (by psi * |A|), or "zero" (left out)."""
     reference_share: float = 0.1
     """b: the reference's share in the teacher; the rest is the denoiser that sampled."""
     clip: float | None = None
@@ -67,6 +70,8 @@ class GDSDConfig(TrainerConfig):
         super().check()
         if self.score not in SCORES:
             raise ValueError(f"score={self.score!r}: must be one of {', '.join(SCORES)}.")
+        if self.negative not in NEGATIVES:
+            raise ValueError(f"negative={self.negative!r}: must be one of {', '.join(NEGATIVES)}.")
         if self.psi <= 0 or self.kl_weight < 0:
             raise ValueError(f"psi={self.psi}, kl_weight={self.kl_weight}: psi must be above 0, kl_weight 0 or more.")
         if not 0 <= self.reference_share <= 1 or not (self.clip is None or 0 < self.clip < 1):
@@ -74,13 +79,16 @@ class GDSDConfig(TrainerConfig):
                 f"reference_share={self.reference_share}, clip={self.clip}: must be in [0, 1], and in (0, 1) or None."
             )
 
+    def learns_from(self, advantage: Tensor) -> Tensor:
+        return advantage > 0 if self.negative == "zero" else super().learns_from(advantage)
+
 
 @dataclass
 class GDSDTLCConfig(GDSDConfig):
     """Train the denoiser with GDSD-TLC, on centred logits."""
 
     score: str = "centred-logit"
-    """What is regressed: "log-prob", "centred-logit", or "published-tlc"."""
+    """What is regressed: "log-prob", "elbo" (weighted as in it), or "centred-logit"."""
 
 
 def gdsd_loss(batch: Batch, config: GDSDConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,7 +96,7 @@ def gdsd_loss(batch: Batch, config: GDSDConfig) -> tuple[Tensor, dict[str, Tenso
 
     def score(of: Score) -> Tensor:  # [n, B]
         tokens = of.centred_logit if config.score == "centred-logit" else of.log_prob
-        return (tokens * batch.corruption.weight if config.score == "published-tlc" else tokens).sum(dim=2)
+        return (tokens * batch.corruption.weight if config.score == "elbo" else tokens).sum(dim=2)
 
     teacher = (1 - config.reference_share) * score(batch.old)
     if config.reference_share:
@@ -100,10 +108,11 @@ def gdsd_loss(batch: Batch, config: GDSDConfig) -> tuple[Tensor, dict[str, Tenso
         held = difference.clamp(math.log(1 - config.clip), math.log(1 + config.clip))
         outside, difference = (held != difference).float(), held
     square = (difference - config.psi * batch.advantage).square().mean(dim=0)
-    loss = (batch.weight * square).sum()
-    metrics = {"residual": loss.detach().clone(), "clip_fraction": (batch.weight * outside.mean(dim=0)).sum()}
+    weight = batch.weight * (batch.advantage > 0) if config.negative == "zero" else batch.weight
+    loss = (weight * square).sum()
+    metrics = {"residual": loss.detach().clone(), "clip_fraction": (weight * outside.mean(dim=0)).sum()}
     if config.kl_weight:
-        kl = (batch.weight * k2(batch.new, batch.reference, batch.corruption.scored)).sum()
+        kl = (weight * k2(batch.new, batch.reference, batch.corruption.scored)).sum()
         loss, metrics["kl"] = loss + config.kl_weight * kl, kl
     return loss, metrics
 
