@@ -32,11 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"usage: train_policy.py {{{','.join(ALGORITHMS)}}} [--help] [flags]")
         return 2 if wanted or not arguments else 0
     name, flags = arguments[0], arguments[1:]
-    module_name, config_name = ALGORITHMS[name]
-    module = importlib.import_module(module_name)
     try:
-        config = _parse(name, getattr(module, config_name), flags)
-        module.train(config)
+        importlib.import_module(ALGORITHMS[name][0]).train(parse(name, flags))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("DLLM_GYM_TRACEBACK"):
             raise
@@ -45,8 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(name: str, config_type: type, flags: list[str]):
-    """The config from the flags; a resumed run's own config is the default, so that ``--resume DIR`` is enough."""
+def parse(name: str, flags: list[str]):
+    """The config of an algorithm from flags; a resumed run's own is the default, so that ``--resume DIR`` is enough.
+
+    Raises:
+        ValueError: ``--resume`` names no run of this algorithm. SystemExit: flags it does not have, said on stderr.
+    """
+    module_name, config_name = ALGORITHMS[name]
+    config_type = getattr(importlib.import_module(module_name), config_name)
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known.add_argument("--resume", nargs="?")
     known.add_argument("--objective", nargs="?")

@@ -54,7 +54,7 @@ class EnvConfig:
     @property
     def denoiser_name(self) -> str:
         """The denoiser that is used."""
-        return self.denoiser or _spec(self.id).kwargs.get("denoiser", "embedded")
+        return self.denoiser or env_spec(self.id).kwargs.get("denoiser", "embedded")
 
 
 def check_common(config) -> None:
@@ -76,12 +76,12 @@ def make_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVec
     Raises:
         ValueError: an id that is not registered, or not one whose action is a set of positions.
     """
-    _spec(config.id)
+    env_spec(config.id)
     settings = vars(config) | {"denoiser": config.denoiser_name, "split": split} | changes
     return gym.make_vec(settings.pop("id"), **settings)
 
 
-def _spec(env_id: str):
+def env_spec(env_id: str):
     """Gymnasium's spec of an id whose action is a set of positions."""
     import dllm_gym  # noqa: F401  (registers the ids)
 

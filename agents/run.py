@@ -51,7 +51,8 @@ class Run:
             keys = record.keys() | stored.keys()
             different = sorted(key for key in keys - {"report"} if record.get(key) != stored.get(key))
             if different:
-                changes = ", ".join(f"{key}: {stored.get(key)!r} -> {record.get(key)!r}" for key in different)
+                nothing = "nothing (another version's run)"
+                changes = ", ".join(f"{key}: {stored.get(key, nothing)!r} -> {record.get(key)!r}" for key in different)
                 raise ValueError(f"resume={config.resume!r}: the config differs from the run's own ({changes}).")
         else:
             self.folder = Path(config.run_dir or f"runs/{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")

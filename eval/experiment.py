@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -129,8 +129,7 @@ def _train(training: Training, folder: Path, seed: int) -> str:
         else:
             for name in ("config.json", "metrics.jsonl"):  # stopped before its first checkpoint
                 (folder / name).unlink(missing_ok=True)
-            settings = {"threads": 1} | training.settings | {"seed": seed, "run-dir": folder}
-            flags = [part for name, value in settings.items() for part in _flag(name, value)]
+            flags = training.flags(seed=seed, run_dir=folder)
         try:
             failed = main([training.algorithm, *flags])
         except SystemExit as error:
@@ -140,14 +139,6 @@ def _train(training: Training, folder: Path, seed: int) -> str:
         if failed:
             raise RuntimeError(f"{training.algorithm} {' '.join(flags)}: failed, see above.")
     return str(folder)
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    option, _, last = name.rpartition(".")
-    if isinstance(value, bool):
-        last = last if value else f"no-{last}"
-        return [f"--{option}.{last}" if option else f"--{last}"]
-    return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
 def _evaluate(whole: Experiment, cell: tuple[str, int, int], folder: Path, config: ExperimentConfig) -> Cell:

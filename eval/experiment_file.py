@@ -19,7 +19,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dllm_gym.agents.config import EnvConfig
+from dllm_gym.agents.cli import ALGORITHMS, parse
+from dllm_gym.agents.config import EnvConfig, env_spec
 from dllm_gym.agents.samplers import SAMPLERS, make_sampler
 from dllm_gym.eval.tables import check_metric
 
@@ -31,6 +32,10 @@ class Training:
     algorithm: str
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def flags(self, **more: Any) -> list[str]:
+        """Flags of ``train_policy.py``, of one thread where the settings say nothing else."""
+        return [part for name, value in ({"threads": 1} | self.settings | more).items() for part in _flag(name, value)]
+
 
 @dataclass
 class Grid:
@@ -41,6 +46,11 @@ class Grid:
     problems: int = 1000
     samples: int = 1
     split: str = "test"
+
+    @property
+    def draws_from(self) -> tuple:
+        """What decides which problems these are."""
+        return self.problems, self.split, self.env.get("id", EnvConfig.id), self.env.get("dataset")
 
     def variants(self) -> list[tuple[str, dict[str, Any]]]:
         """All combinations of samplers and settings of the environment."""
@@ -87,6 +97,8 @@ def read_experiment(path: Path) -> Experiment:
             raise ValueError(f"{where}: {entry!r}, must be keys and values.")
         known = [f.name for f in fields(kind)]
         _refuse_unknown(entry, known, where)
+        if empty := [name for name, value in entry.items() if value is None]:
+            raise ValueError(f"{where}: {empty[0]} is empty.")
         try:
             return kind(**entry)
         except TypeError as error:
@@ -99,16 +111,35 @@ def read_experiment(path: Path) -> Experiment:
     whole.train = {name: build(Training, entry, f"{path}, train.{name}") for name, entry in whole.train.items()}
     whole.cells = {name: build(Grid, entry, f"{path}, cells.{name}") for name, entry in whole.cells.items()}
     whole.compare = [build(Comparison, entry, f"{path}, compare") for entry in whole.compare]
+    for name, training in whole.train.items():
+        _refuse_unknown([training.algorithm], list(ALGORITHMS), f"{path}, train.{name}")
+        try:
+            parse(training.algorithm, training.flags())
+        except SystemExit:
+            raise ValueError(f"{path}, train.{name}: not flags of {training.algorithm}, see above.") from None
     for name, grid in whole.cells.items():
         _refuse_unknown(grid.env, [f.name for f in fields(EnvConfig)], f"{path}, cells.{name}.env")
+        if not all(isinstance(number, int) and number > 0 for number in (grid.problems, grid.samples)):
+            raise ValueError(f"{path}, cells.{name}: problems and samples must be 1 or more.")
         for sampler, env in grid.variants():
+            env_spec(env.get("id", EnvConfig.id))
             _refuse_unknown(trained(sampler, env), list(whole.train), f"{path}, cells.{name}")
             if not sampler.startswith("{"):
                 make_sampler(sampler)
     for entry in whole.compare:
         _refuse_unknown([entry.first, entry.second], list(whole.cells), f"{path}, compare")
+        if whole.cells[entry.first].draws_from != whole.cells[entry.second].draws_from:
+            raise ValueError(f"{path}, compare {entry.first} and {entry.second}: other problems, nothing to pair.")
         check_metric(entry.metric, min(whole.cells[name].samples for name in (entry.first, entry.second)))
     return whole
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    option, _, last = name.rpartition(".")
+    if isinstance(value, bool):
+        last = last if value else f"no-{last}"
+        return [f"--{option}.{last}" if option else f"--{last}"]
+    return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
 def _refuse_unknown(given, known: list[str], where: str) -> None:

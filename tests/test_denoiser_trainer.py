@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import DistributedType
 from interrupted import interrupted
 from learners import completions_of, early, make_learner
+from policies import TINY, tiny_policy
 from scripted import ScriptedTask
 from torch import Tensor
 
@@ -30,7 +31,6 @@ from dllm_gym.agents.denoiser_rl.objective import LoRAConfig
 from dllm_gym.agents.denoiser_rl.report import DenoiserReportConfig
 from dllm_gym.agents.denoiser_rl.spg import SPGConfig, spg_loss
 from dllm_gym.agents.joint import JointConfig, phases
-from dllm_gym.agents.policy import PolicyConfig
 from dllm_gym.agents.policy_rl.grpo import GRPOConfig
 from dllm_gym.denoisers.oracle import TabularDenoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -97,13 +97,11 @@ def test_the_report_compares_before_and_after(tmp_path, capsys):
     assert "held-out" in capsys.readouterr().out
 
 
-def test_a_trained_policy_can_decode(tmp_path):
-    from dllm_gym.agents.config import make_policy_network
-
-    make_policy_network(PolicyConfig(hidden_dim=16, mlp_dim=32), 0, torch.device("cpu")).save(
-        tmp_path / "policy", trained_in={}
-    )
-    flags = [*FLAGS, "--sampler", str(tmp_path / "policy"), "--env.block-length", "4", "--corruption.kind", "block"]
+def test_a_trained_policy_can_decode_and_report(tmp_path):
+    policy = str(tmp_path / "policy")
+    tiny_policy(confidence_k=3).save(policy, trained_in={})
+    flags = [*FLAGS, "--sampler", policy, "--env.block-length", "4", "--corruption.kind", "block"]
+    flags += ["--report.enabled", "--report.problems", "2", "--report.samplers", policy]
     assert main(["spg", *flags, "--run-dir", str(tmp_path / "run")]) == 0
     assert metrics_of(tmp_path / "run")[0]["nfe"] != 4
 
@@ -251,7 +249,7 @@ def joint_config(**changes) -> JointConfig:
         objective="espo",
         rounds=2,
         env=replace(SUDOKU, temperature=0.0, alpha=1.0),
-        grpo=GRPOConfig(**own, policy=PolicyConfig(hidden_dim=16, mlp_dim=32), experts=()),
+        grpo=GRPOConfig(**own, policy=TINY, experts=()),
         denoiser=ESPOConfig(**own),
         report=DenoiserReportConfig(enabled=False),
         threads=1,
@@ -411,7 +409,7 @@ JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
         ("joint --denoiser.sampler random", "denoiser.sampler='random'"),
         ("joint --denoiser.env.temperature 0.5", "--env"),
         ("joint --grpo.seed 3", "--seed"),
-        ("joint --temperature 0", "env.temperature=0"),
+        ("joint --temperature 0", "error: temperature=0"),
         ("joint --objective spg --denoiser.lora.rank 2 --denoiser.lora.targets x", "lora.targets"),
         ("joint --denoiser.corruption.maskings 3", "maskings=3"),
     ],

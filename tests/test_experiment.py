@@ -65,7 +65,7 @@ def test_what_draws_nothing_is_evaluated_once():
     assert draws("metropolis", {"temperature": 1.0}) and draws("confidence", {"denoiser": "{spg}"})
 
 
-def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys, monkeypatch):
+def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys):
     folder = tmp_path / "out"
     assert cli.main(["experiment", str(written), "--folder", str(folder), "--workers", "1"]) == 0
     shown = capsys.readouterr().out
@@ -88,13 +88,12 @@ def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys, monke
         wanted = f"| blocks: block_length {block} | accuracy | {accuracy[0] - accuracy[1]:+.1f} ["
         assert wanted in table
 
-    monkeypatch.setattr("dllm_gym.eval.experiment.evaluate_cell", None)  # in this process only; files tell the rest
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")}
     assert cli.main(["experiment", str(written), "--folder", str(folder), "--workers", "1"]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")} == before
     assert (folder / "table.md").read_text() == table
 
-    monkeypatch.undo()  # other settings are other cells, of which only the new ones count
+    # Other settings are other cells, of which only the new ones count.
     more = [str(written), "--folder", str(folder), "--workers", "1", "--problems", "2"]
     assert cli.main(["experiment", *more]) == 0
     both = read_results(folder / "results" / "learned-0-seed0.jsonl")
@@ -160,6 +159,13 @@ def test_what_is_trained_again_is_evaluated_again(written, tmp_path):
         ("cells:", "cells:\nunused:", ["unknown 'unused'"]),
         ("metric: nfe", "metric: speed", ["metric='speed'"]),
         ("metric: nfe", "metric: pass@2", ["k=2: must be 1 to 1"]),
+        ("algorithm: grpo", "algorithm: gpro", ["train.policy", "did you mean 'grpo'"]),
+        ("iterations: 1,", "iteration: 1,", ["--iteration", "train.policy: not flags of grpo"]),
+        ("iterations: 1,", "iterations: one,", ["--iterations", "train.policy: not flags of grpo"]),
+        ("problems: 4", "problems: ten", ["cells.learned: problems and samples must be 1 or more"]),
+        ("problems: 4", "problems: 8", ["compare learned and thresholds: other problems"]),
+        ("&env {id: MaskedDiffusion-Countdown-v0", "&env {id: Countdown", ["env id 'Countdown': must be one of"]),
+        ('sampler: "{policy}", env: &env {id', "sampler: , env: &env {id", ["cells.learned: sampler is empty"]),
     ],
 )
 def test_mistakes_are_one_line(old, new, named, written, tmp_path, capsys):

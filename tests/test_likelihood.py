@@ -7,6 +7,7 @@ import pytest
 import torch
 from masked import seeded
 from torch import Tensor
+from torch.nn.functional import dropout
 
 from dllm_gym import decoding, load_denoiser, make_task
 from dllm_gym.agents.denoiser_rl import likelihood
@@ -173,6 +174,15 @@ def test_chunks_change_neither_values_nor_gradients(early, masked_canvas, monkey
         torch.testing.assert_close(gradient, other, atol=1e-4, rtol=1e-4)
     assert max(rows) == 3 and sum(rows) == 2 * scored.sum(), "a chunk's logits at a time, again in the backward pass"
     assert max(g.abs().max() for g in wanted) > 0.1
+
+
+def test_a_head_with_dropout_is_recomputed_with_the_same_dropout(early, masked_canvas, monkeypatch):
+    said: list[Tensor] = []
+    monkeypatch.setattr(base, "CHUNK", 3 * early.vocab_size)
+    monkeypatch.setattr(early, "head", lambda x, head=early.head: said.append(dropout(head(x))) or said[-1])
+    early.score(*masked_canvas).log_prob.sum().backward()
+    forward, again = said[: len(said) // 2], said[len(said) // 2 :]
+    assert len(forward) > 1 and all(any(torch.equal(x, y) for y in again) for x in forward)
 
 
 @torch.no_grad()

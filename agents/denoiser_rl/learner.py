@@ -98,6 +98,7 @@ class Learner:
         completion = completion_mask(tokens, self.end_tokens)
         maskings = [self._corrupt(completion, prompt_mask, generator) for _ in range(config.inner_iterations)]
         learned = (weight > 0) & config.learns_from(advantage)
+        weight = weight * learned
         # One stays where nothing is learned: every process takes part in the others' gradients.
         chunks = (learned.nonzero()[:, 0] if learned.any() else learned.new_zeros(1).long()).split(config.microbatch)
 
@@ -151,8 +152,8 @@ class Learner:
         scored = maskings[0][chunks[0]].scored
         change = frozen(unwrapped, maskings[0], chunks[0]).log_prob - before.log_prob
         step_kl = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / accelerator.num_processes
-        sums = {"loss": totals.pop("loss"), "step_kl": step_kl, "learned_from": weight[learned].sum()}
-        return self._reduce(sums, totals, weight[torch.cat(chunks)].sum()) | {"gradient_norm": float(norm)}
+        sums = {"loss": totals.pop("loss"), "step_kl": step_kl, "learned_from": weight.sum()}
+        return self._reduce(sums, totals, weight.sum()) | {"gradient_norm": float(norm)}
 
     def _corrupt(self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator) -> Corruption:
         """Maskings of all completions for one inner iteration."""
@@ -168,7 +169,7 @@ class Learner:
         )
 
     def _reduce(self, sums: dict[str, Tensor], weighted: dict[str, Tensor], weight: Tensor) -> dict[str, float]:
-        """Over processes: sums, and of the objective's weighted sums the means over what was forwarded."""
+        """Over processes: sums, and of the objective's weighted sums the means over what was learned from."""
         values = torch.stack([weight, *sums.values(), *weighted.values()])
         total, *values = self.accelerator.reduce(values, reduction="sum").tolist()
         metrics = dict(zip([*sums, *weighted], values, strict=True))

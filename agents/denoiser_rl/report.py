@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, evaluate
-from dllm_gym.agents.samplers import make_stepwise
+from dllm_gym.agents.samplers import make_stepwise, reads
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 
@@ -63,17 +63,12 @@ def compare(
 
 
 def evaluate_denoiser(
-    denoiser: Denoiser,
-    samplers: dict[str, Policy],
-    problems: int,
-    env: EnvConfig,
-    split: str = "test",
-    last: bool = False,
+    denoiser: Denoiser, samplers: dict[str, Policy], problems: int, env: EnvConfig
 ) -> dict[str, Evaluation]:
-    """Each sampler on the first (or last) problems of a split, tokens the argmax."""
-    made = make_env(replace(env, denoiser=denoiser, temperature=0.0, confidence_k=max(2, env.confidence_k)), split)
-    size = len(made.episodes.task)
-    indices = range(max(0, size - problems), size) if last else range(min(problems, size))
+    """Each sampler on the first problems of the test split, tokens the argmax."""
+    confidence_k = max(env.confidence_k, *map(reads, samplers.values()))
+    made = make_env(replace(env, denoiser=denoiser, temperature=0.0, confidence_k=confidence_k), "test")
+    indices = range(min(problems, len(made.episodes.task)))
     return {text: evaluate(made, sampler, indices) for text, sampler in samplers.items()}
 
 

@@ -74,6 +74,7 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
             if done % config.checkpoint_every == 0 or done == config.iterations or stop:
                 run.save(done, {"learner": learner.state_dict(), "totals": totals})
             if stop:
+                accelerator.wait_for_everyone()  # where one process ends, a launcher soon kills the others
                 return run.folder
         if accelerator.is_main_process:
             denoiser.save(run.folder / "denoiser")

@@ -123,8 +123,7 @@ class Denoiser(ABC):
         for start, size in chunks:
             inputs = features[start : start + size], targets[start : start + size], temperature
             lean = torch.is_grad_enabled() and len(chunks) > 1
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            parts.append(checkpoint(self._score, *inputs, **options) if lean else self._score(*inputs))
+            parts.append(checkpoint(self._score, *inputs, use_reentrant=False) if lean else self._score(*inputs))
         log_prob, centred = (torch.cat(values) for values in zip(*parts, strict=True))
         zeros = log_prob.new_zeros(scored.shape)
         return Score(zeros.index_put((rows, columns), log_prob), zeros.index_put((rows, columns), centred))
