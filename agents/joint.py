@@ -35,16 +35,14 @@ class JointConfig:
     """The denoiser's: the name of any algorithm that trains one."""
     rounds: int = 4
     """Rounds; the iterations of both trainers are divided among them."""
-    env: EnvConfig = field(
-        default_factory=lambda: EnvConfig(id="MaskedDiffusion-Countdown-v0", denoiser="embedded-early")
-    )
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early"))
     """The sampler's environment."""
     temperature: float = 1.0
     """Of the token choice in the denoiser's phases; there alpha is 0."""
     grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
-    """The sampler's trainer; what this config has itself (env, seed, ...) is given here."""
+    """The sampler's trainer; its env, seed and the like are the joint training's own flags, refused here."""
     denoiser: TrainerConfig = None
-    """The denoiser's trainer; what this config has itself (env, seed, ...) is given here."""
+    """The denoiser's trainer; its env, seed and the like are the joint training's own flags, refused here."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
     """The comparison at the end."""
     seed: int = 0

@@ -89,7 +89,7 @@ def report(folder: Path, config: ReportConfig, env_config: EnvConfig, learned: d
     draw_front(folder / "front.png", summary, list(learned))
     low, high = summary["reward_over_threshold_interval"]
     print(f"{last} over {best} (chosen on other problems): reward {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
-    print(f"run folder: {folder}\nplot: {folder / 'front.png'}")
+    print(f"plot: {folder / 'front.png'}")
     return summary
 
 

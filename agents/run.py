@@ -143,9 +143,10 @@ class Run:
         return content["step"], state
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
+        """Write summary.json, and say where the run is."""
         self.stop_requested = False  # too late
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        print(f"run folder: {self.folder}")
 
 
 def at_least_one(config: Any, *names: str) -> None:

@@ -73,6 +73,12 @@ def reseeded(sampler: Policy, seed: int) -> Policy:
     return dataclasses.replace(sampler, seed=seed) if "seed" in fields else sampler
 
 
+def is_random(text: str) -> bool:
+    """Whether a sampler, as text, draws: what it does follows from its seed."""
+    kind = SAMPLERS.get(text.partition(":")[0])
+    return kind is None or "seed" in kind.__dataclass_fields__
+
+
 def reads(sampler: Policy | Metropolis) -> int:
     """Confidences per position that a sampler needs."""
     if isinstance(sampler, UnmaskingPolicy):

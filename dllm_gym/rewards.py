@@ -26,5 +26,8 @@ def get_reward(reward: str | Reward) -> Reward:
     if callable(reward):
         return reward
     if reward not in REWARDS:
-        raise ValueError(f"reward={reward!r}: must be one of {sorted(REWARDS)}, or a callable {Reward}.")
+        raise ValueError(
+            f"reward={reward!r}: must be one of {sorted(REWARDS)}, or a callable "
+            f"(score, nfe, gen_length, alpha) -> float."
+        )
     return REWARDS[reward]

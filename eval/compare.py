@@ -63,7 +63,8 @@ def pick(cells: list[Cell], path: Path, wanted: str | None) -> Cell:
     found = [c for c in cells if wanted is None or c.key.startswith(wanted) or c.settings["sampler"] == wanted]
     if len(found) != 1:
         there = "; ".join(f"{cell.key} {cell.settings['sampler']}" for cell in cells)
-        raise ValueError(f"{path}: {len(found)} cells for {wanted!r}, must be one. It has: {there}.")
+        asked = f"for {wanted!r}" if wanted else "(choose by --first-cell, --second-cell)"
+        raise ValueError(f"{path}: {len(found)} cells {asked}, must be one. It has: {there}.")
     return found[0]
 
 

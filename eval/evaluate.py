@@ -22,7 +22,7 @@ from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.metropolis import Chains, Metropolis
 from dllm_gym.agents.policy import UnmaskingPolicy
 from dllm_gym.agents.rollout import Policy, collect
-from dllm_gym.agents.samplers import make_sampler, reads, reseeded
+from dllm_gym.agents.samplers import is_random, make_sampler, reads, reseeded
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.envs.episodes import Finished
@@ -57,6 +57,8 @@ class CellConfig:
         for name, least in (("problems", 1), ("samples", 1), ("films", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {least} or more.")
+        if self.samples > 1 and not (self.env.temperature or is_random(self.sampler)):
+            raise ValueError(f"samples={self.samples}: {self.sampler} draws nothing, give an env.temperature above 0.")
 
 
 def evaluate_cell(

@@ -21,7 +21,7 @@ from typing import Any
 
 from dllm_gym.agents.cli import ALGORITHMS, parse
 from dllm_gym.agents.config import EnvConfig, env_spec
-from dllm_gym.agents.samplers import SAMPLERS, make_sampler
+from dllm_gym.agents.samplers import is_random, make_sampler
 from dllm_gym.eval.tables import check_metric
 
 
@@ -152,10 +152,7 @@ def _refuse_unknown(given, known: list[str], where: str) -> None:
 
 def draws(sampler: str, env: dict[str, Any]) -> bool:
     """Whether a seed makes a difference to a variant of a cell: nothing is evaluated twice for nothing."""
-    if trained(sampler, env) or env.get("temperature"):
-        return True
-    kind = SAMPLERS.get(sampler.partition(":")[0])
-    return kind is None or "seed" in kind.__dataclass_fields__
+    return bool(trained(sampler, env) or env.get("temperature")) or is_random(sampler)
 
 
 def trained(sampler: str, env: dict[str, Any]) -> list[str]:

@@ -74,7 +74,9 @@ def test_every_objective_trains_from_the_command_line(algorithm, tmp_path):
     assert two["seconds"] > one["seconds"] and one["gradient_norm"] > 0 and one["step_kl"] > 0
     trained, before = dllm_gym.load_denoiser(folder / "denoiser"), early()
     assert all(not torch.equal(p, before_p) for p, before_p in zip(*map(changeable, (trained, before)), strict=True))
-    env = gym.make("MaskedDiffusion-Sudoku-v0", denoiser=str(folder / "denoiser"))
+    env = gym.make("MaskedDiffusion-Sudoku-v0", denoiser=str(folder))
+    mine, saved = (changeable(denoiser)[0] for denoiser in (env.unwrapped.episodes.denoiser, trained))
+    assert torch.equal(mine, saved), "a run's folder stands for the denoiser in it"
     observation, _ = env.reset(seed=0)
     assert env.step(observation["eligible"])[2]
     assert (folder / "summary.json").exists() and (folder / "curve.png").exists()
@@ -387,7 +389,8 @@ JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
         ("spg --env.block-length 5", "block_length=5"),
         ("spg --env.id MaskedDiffusion-Chess-v0", "MaskedDiffusion-Chess-v0"),
         ("spg --env.denoiser nowhere/to-be-found", "nowhere/to-be-found"),
-        ("spg --env.denoiser oracle --env.id MaskedDiffusion-Oracle-v0", "env.denoiser='oracle': has no weights"),
+        ("spg --env.denoiser oracle", "env.denoiser='oracle': has no weights"),
+        ("spg --env.id MaskedDiffusion-Oracle-v0", "its words are the oracle's"),
         ("spg --env.device cuda:1", "env.device='cuda:1'"),
         ("spg --env.dtype float16", "train in bfloat16"),
         ("spg --optimizer sgd", "optimizer='sgd'"),

@@ -171,6 +171,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, capsys):
         ([*THRESHOLD, "--split", "validation"], ["'validation'", "'test'"]),
         ([*THRESHOLD, "--problems", "0"], ["problems=0"]),
         ([*THRESHOLD, "--samples", "0"], ["samples=0"]),
+        ([*THRESHOLD, "--samples", "2"], ["samples=2: threshold", "draws nothing"]),
         (["--sampler", "metropolis:alpha=0"], ["alpha=0"]),
         (["--sampler", "metropolis:alfa=4"], ["does not take alfa", "alpha"]),
         (["--sampler", "metropolis:steps=2.5"], ["steps=2.5"]),

@@ -491,6 +491,7 @@ def test_folders_and_hub_ids_that_cannot_be_had(tmp_path, monkeypatch):
 
 def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "device='gpu': must be 'auto', 'cpu'" in error_of(ValueError, "embedded", device="gpu")
     assert "device='cuda:1': torch sees no CUDA device" in error_of(ValueError, "embedded", device="cuda:1")
 
 

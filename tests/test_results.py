@@ -197,7 +197,7 @@ def test_comparison_of_two_files(two_files, capsys):
     [
         (["{a}", "{c}"], ["different problems: 20 and 5, of which 5", "--common"]),
         (["{a}", "{d}"], ["of which 0 are the same; nothing can be paired"]),
-        (["{a}", "{both}"], ["2 cells for None", "threshold", "random"]),
+        (["{a}", "{both}"], ["2 cells (choose by --first-cell, --second-cell)", "threshold", "random"]),
         (["{a}", "{both}", "--second-cell", "margin"], ["0 cells for 'margin'"]),
         (["{a}", "{b}", "--metrics", "speed"], ["metric='speed'", "pass@k"]),
         (["{a}", "{b}", "--metrics", "pass@3"], ["k=3: must be 1 to 1"]),

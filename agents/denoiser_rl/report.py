@@ -58,7 +58,6 @@ def compare(
     count = len(next(iter(results["before"].values())).correct)
     summary = {"env": asdict(env), "problems": count, "rows": rows, "gains": gains}
     print_table(summary, algorithm)
-    print(f"run folder: {folder}\ndenoiser: {folder / 'denoiser'}")
     return summary
 
 
@@ -78,7 +77,7 @@ def print_table(summary: dict, algorithm: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"{summary['env']['id']}, {summary['problems']} held-out problems (95 % intervals)")
-    table.add_column("sampler")
+    table.add_column("sampler", overflow="fold")
     table.add_column("denoiser")
     for name in ("accuracy %", "NFE", "gain in points"):
         table.add_column(name, justify="right")

@@ -83,6 +83,8 @@ def find_folder(given: str, name_or_path: str | Path) -> tuple[Path, str]:
     local = path.is_dir()
     if not local:
         path = _download(given, name)
+    elif (path / "denoiser").is_dir():  # a run's folder
+        path = path / "denoiser"
     if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
         raise FileNotFoundError(f"{given}: {path} has neither config.json nor {ADAPTER}.")
     return path, str(path.resolve()) if local else name

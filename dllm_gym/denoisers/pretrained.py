@@ -141,6 +141,10 @@ def load_denoiser(
         raise ValueError(f"dtype={dtype_given!r}: must be 'auto', a floating torch dtype, or one of {sorted(DTYPES)}.")
     if device_map is not None and device != "auto":
         raise ValueError(f"device={str(device)!r}: leave it out where device_map is given; the map says the devices.")
+    try:
+        torch.device("cpu" if device == "auto" else device)
+    except RuntimeError:
+        raise ValueError(f"device={str(device)!r}: must be 'auto', 'cpu', 'cuda', or one as torch names it.") from None
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}: torch sees no CUDA device; give 'auto' or 'cpu'.")
     _require_attention(attention)

@@ -85,7 +85,7 @@ class Episodes:
         self.gen_length = task.gen_length if gen_length is None else gen_length
         self.block_length = self.gen_length if block_length is None else block_length
         self.max_steps = self.gen_length if max_steps is None else max_steps
-        _require_at_least(1, num_rows=num_rows, gen_length=self.gen_length, max_steps=self.max_steps)
+        _require_at_least(1, num_envs=num_rows, gen_length=self.gen_length, max_steps=self.max_steps)
         if self.block_length < 1 or self.gen_length % self.block_length:
             divisors = [n for n in range(1, self.gen_length + 1) if self.gen_length % n == 0]
             raise ValueError(

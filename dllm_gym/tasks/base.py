@@ -78,7 +78,7 @@ class Task(ABC):
         if dataset == "hub" and self.hub_id is None:
             raise ValueError(
                 f"dataset='hub': there is no standard {self.name} set on the hub; "
-                f"give the path of a local .jsonl or .csv file with {self.columns}."
+                f"give the path of a local .jsonl, .csv or .parquet file with {self.columns}."
             )
         self.dataset = {None: EMBEDDED, "hub": self.hub_id}.get(dataset, dataset)
         self.template = self.template if prompt_template is None else _read_template(prompt_template)
