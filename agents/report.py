@@ -104,7 +104,6 @@ def choose_threshold(env, config: ReportConfig, problems) -> tuple[float, dict[f
 
 def print_table(summary: dict, learned: list[str]) -> None:
     """Samplers by falling reward, learned ones and the chosen threshold marked."""
-    from rich.console import Console
     from rich.table import Table
 
     env = summary["env"]
@@ -126,7 +125,7 @@ def print_table(summary: dict, learned: list[str]) -> None:
             f"{row['reward']:.3f} [{below:.3f}, {above:.3f}]",
             style=style,
         )
-    Console().print(table)
+    console().print(table)
 
 
 def draw_front(path: Path, summary: dict, learned: list[str]) -> None:
@@ -170,6 +169,14 @@ def draw_front(path: Path, summary: dict, learned: list[str]) -> None:
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def console():
+    """A console for tables, wide enough for them where the output is not a terminal."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=140)
 
 
 @contextmanager

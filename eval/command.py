@@ -1,4 +1,4 @@
-"""What the commands of this folder share: mistakes as one line, and a console for tables."""
+"""What the commands of this folder share: mistakes as one line."""
 
 from __future__ import annotations
 
@@ -22,11 +22,3 @@ def run(prog: str, config_type: type, function: Callable, argv: list[str] | None
         print("interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def console():
-    """A console for tables, wide enough for them where the output is not a terminal."""
-    from rich.console import Console
-
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=140)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.metropolis import Metropolis
+from dllm_gym.agents.report import console
 from dllm_gym.denoisers.oracle import (
     OracleDenoiser,
     TabularDenoiser,
@@ -26,7 +27,6 @@ from dllm_gym.denoisers.oracle import (
     random_order_log_likelihood,
     tempered,
 )
-from dllm_gym.eval.command import console
 
 
 @dataclass

@@ -23,8 +23,8 @@ import tyro
 from filelock import FileLock, Timeout
 
 from dllm_gym.agents.config import EnvConfig
+from dllm_gym.agents.report import console
 from dllm_gym.agents.rollout import bootstrap_interval
-from dllm_gym.eval.command import console
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.experiment_file import Comparison, Experiment, Training, draws, read_experiment, trained
 from dllm_gym.eval.metrics import summary

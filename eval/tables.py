@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dllm_gym.agents.report import console
 from dllm_gym.agents.rollout import bootstrap_interval
-from dllm_gym.eval.command import console
 from dllm_gym.eval.metrics import aup, pass_at_k, summary
 from dllm_gym.eval.results import Cell
 

@@ -20,8 +20,9 @@ import torch
 
 from dllm_gym import decoding
 from dllm_gym.agents.config import EnvConfig, make_env
+from dllm_gym.agents.report import console
 from dllm_gym.envs.episodes import Episodes
-from dllm_gym.eval.command import console, run
+from dllm_gym.eval.command import run
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.trainer_throughput import ModelConfig, measure_trainer, median, now
 

@@ -33,11 +33,11 @@ from dllm_gym.agents.denoiser_rl import load_objective, trainer
 from dllm_gym.agents.denoiser_rl.learner import Learner, Scorer
 from dllm_gym.agents.denoiser_rl.objective import LoRAConfig
 from dllm_gym.agents.heuristics import make_policy
+from dllm_gym.agents.report import console
 from dllm_gym.agents.run import at_least_one
 from dllm_gym.agents.samplers import make_sampler
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import DTYPES, PretrainedDenoiser, load_denoiser
-from dllm_gym.eval.command import console
 from dllm_gym.types import Canvas, Score
 
 SPECIAL = {"mask_token": "<mask>", "eos_token": "<eos>", "pad_token": "<pad>"}

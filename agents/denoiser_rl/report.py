@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dllm_gym.agents.config import EnvConfig, make_env
+from dllm_gym.agents.report import console
 from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, evaluate
 from dllm_gym.agents.samplers import make_stepwise, reads
 from dllm_gym.denoisers.base import Denoiser
@@ -73,11 +74,10 @@ def evaluate_denoiser(
 
 def print_table(summary: dict, algorithm: str) -> None:
     """A row for each sampler and denoiser."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{summary['env']['id']}, {summary['problems']} held-out problems (95 % intervals)")
-    table.add_column("sampler", overflow="fold")
+    table.add_column("sampler")
     table.add_column("denoiser")
     for name in ("accuracy %", "NFE", "gain in points"):
         table.add_column(name, justify="right")
@@ -94,7 +94,7 @@ def print_table(summary: dict, algorithm: str) -> None:
                 f"{100 * gain['gain']:+.1f} [{below:+.1f}, {above:+.1f}]" if name == algorithm else "",
                 style="bold" if name == algorithm else None,
             )
-    Console().print(table)
+    console().print(table)
 
 
 def draw_curve(folder: Path, algorithm: str) -> None:
