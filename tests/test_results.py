@@ -134,7 +134,14 @@ def test_a_cell_belongs_to_its_settings_and_weights(tmp_path):
         return evaluate_cell(CellConfig(**request)).key
 
     folders = [UnmaskingPolicy(PolicyConfig(hidden_dim=16, mlp_dim=16)).save(tmp_path / name) for name in "ab"]
-    keys = [key(), key(sampler="random"), key(env=SAMPLED), key(problems=2), key(sampler="random", samples=2), key(seed=1)]
+    keys = [
+        key(),
+        key(sampler="random"),
+        key(env=SAMPLED),
+        key(problems=2),
+        key(sampler="random", samples=2),
+        key(seed=1),
+    ]
     keys += [key(split="train"), *(key(sampler=str(folder)) for folder in folders)]
     assert len(set(keys)) == len(keys) and key() == keys[0]
     UnmaskingPolicy(PolicyConfig(hidden_dim=16, mlp_dim=16)).save(folders[0])
