@@ -48,7 +48,7 @@ class Grid:
     split: str = "test"
 
     @property
-    def draws_from(self) -> tuple:
+    def problem_set(self) -> tuple:
         """What decides which problems these are."""
         return self.problems, self.split, self.env.get("id", EnvConfig.id), self.env.get("dataset")
 
@@ -128,7 +128,7 @@ def read_experiment(path: Path) -> Experiment:
                 make_sampler(sampler)
     for entry in whole.compare:
         _refuse_unknown([entry.first, entry.second], list(whole.cells), f"{path}, compare")
-        if whole.cells[entry.first].draws_from != whole.cells[entry.second].draws_from:
+        if whole.cells[entry.first].problem_set != whole.cells[entry.second].problem_set:
             raise ValueError(f"{path}, compare {entry.first} and {entry.second}: other problems, nothing to pair.")
         check_metric(entry.metric, min(whole.cells[name].samples for name in (entry.first, entry.second)))
     return whole
