@@ -12,7 +12,7 @@ import numpy as np
 from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.heuristics import make_policy
 from dllm_gym.agents.policy import UnmaskingPolicy
-from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, evaluate
+from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, describe_undecided, evaluate
 
 
 @dataclass
@@ -126,6 +126,9 @@ def print_table(summary: dict, learned: list[str]) -> None:
             style=style,
         )
     console().print(table)
+    for label, row in summary["rows"].items():
+        if row["undecided"]:
+            print(f"{label}: {describe_undecided(row['undecided'])}")
 
 
 def draw_front(path: Path, summary: dict, learned: list[str]) -> None:

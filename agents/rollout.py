@@ -5,7 +5,8 @@ Finished rows are refilled at once, so every denoiser forward is as full as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,7 @@ def collect(
         tokens=torch.stack([tokens for _, _, tokens in finished]),
         score=torch.tensor([end.info["score"] for end in ends], device=device),
         correct=torch.tensor([end.info["correct"] for end in ends], device=device),
+        undecided=[end.info["undecided"] for end in ends],
         nfe=torch.tensor([end.info["nfe"] for end in ends], device=device),
         reward=torch.tensor([end.reward for end in ends], device=device),
         observation=Observation.cat(parts[0]) if parts else None,
@@ -118,12 +120,18 @@ class Evaluation:
     """``[N]`` float32: the verifier's."""
     problem_ids: list[str]
     completions: list[str]
+    undecided: list[str | None]
+    """``[N]``: None, or why there was no verdict, which counts as wrong."""
 
-    def summary(self) -> dict[str, float | list[float]]:
-        """Means with 95 % bootstrap intervals over problems: ``accuracy``, ``nfe``, ``reward``, and ``*_interval``."""
+    def summary(self) -> dict[str, float | list[float] | dict[str, int]]:
+        """Means with 95 % bootstrap intervals over problems: ``accuracy``, ``nfe``, ``reward``, and ``*_interval``.
+
+        ``undecided``: how many verdicts were not reached, by reason.
+        """
         values = {"accuracy": self.correct, "nfe": self.nfe, "reward": self.reward}
         means = {name: float(np.mean(v)) for name, v in values.items()}
-        return means | {f"{name}_interval": list(bootstrap_interval(v)) for name, v in values.items()}
+        intervals = {f"{name}_interval": list(bootstrap_interval(v)) for name, v in values.items()}
+        return means | intervals | {"undecided": count_reasons(self.undecided)}
 
 
 def evaluate(env, policy: Policy, problems: Sequence[int], *, seed: int = 0) -> Evaluation:
@@ -136,7 +144,19 @@ def evaluate(env, policy: Policy, problems: Sequence[int], *, seed: int = 0) -> 
         score=rollout.score.cpu().numpy(),
         problem_ids=[problem.id for problem in rollout.problems],
         completions=rollout.completions,
+        undecided=rollout.undecided,
     )
+
+
+def count_reasons(undecided: Iterable[str | None]) -> dict[str, int]:
+    """How often each reason stands among verdicts, of which most have none."""
+    return dict(Counter(reason for reason in undecided if reason))
+
+
+def describe_undecided(counts: dict[str, int]) -> str:
+    """For a table: "3 undecided, counted as wrong (2 timed out, 1 not compared)"; "" where there are none."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    return f"{sum(counts.values())} undecided, counted as wrong ({reasons})" if counts else ""
 
 
 def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

@@ -35,6 +35,8 @@ class Verdict:
     """In [0, 1], possibly with partial credit: what training may use."""
     answer: str | None
     """The answer that was read from the completion, None where there was none."""
+    undecided: str | None = None
+    """None, or why no verdict was reached, a few words: "timed out", "not compared", "the sandbox was ended"."""
 
 
 @dataclass
@@ -138,6 +140,8 @@ class Rollout:
     """``[E]`` float32: the verifier's score."""
     correct: Tensor
     """``[E]`` bool: exactly right."""
+    undecided: list[str | None]
+    """``[E]``: None, or why there was no verdict, which counts as wrong."""
     nfe: Tensor
     """``[E]`` int64: denoiser forwards."""
     reward: Tensor
@@ -162,6 +166,7 @@ class Rollout:
         return Rollout(
             problems=[problem for part in parts for problem in part.problems],
             completions=[text for part in parts for text in part.completions],
+            undecided=[reason for part in parts for reason in part.undecided],
             observation=Observation.cat([part.observation for part in parts]),
             episode=torch.cat([part.episode + offset for part, offset in zip(parts, offsets, strict=False)]),
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},

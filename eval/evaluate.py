@@ -180,7 +180,7 @@ def _decode(
 def _record(index: int, problem: Problem, ends: list[Finished]) -> dict:
     """The line of a problem."""
     values = [end.info | {"reward": end.reward} for end in ends]
-    lists = {name: [value[name] for value in values] for name in PER_SAMPLE}
+    lists = {name: [value[name] for value in values] for name in (*PER_SAMPLE, "undecided")}
     return {"index": index, "problem_id": problem.id, "prompt": problem.prompt} | lists
 
 

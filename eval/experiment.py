@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from dllm_gym.agents.config import EnvConfig
 from dllm_gym.agents.report import console
-from dllm_gym.agents.rollout import bootstrap_interval
+from dllm_gym.agents.rollout import bootstrap_interval, describe_undecided
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.experiment_file import Comparison, Experiment, Training, draws, read_experiment, trained
 from dllm_gym.eval.metrics import summary
@@ -175,8 +176,12 @@ def _variant(name: str, variants: list, i: int) -> str:
 def _cell_table(found: dict[tuple[str, int], list[Cell]], variants: dict[str, list]) -> str:
     """Means over seeds, and accuracy and reward of each."""
     lines = ["| cell | accuracy % | by seed | NFE | reward | pass@k % |", "| --- | --- | --- | --- | --- | --- |"]
+    notes = []
     for (name, i), cells in found.items():
         rows = [summary(cell) for cell in cells]
+        undecided = sum((Counter(row["undecided"]) for row in rows), Counter())
+        if undecided:
+            notes.append(f"\n{_variant(name, variants[name], i)}: {describe_undecided(undecided)}")
         accuracy = [100 * row["accuracy"] for row in rows]
         passes = [f"{k}: {100 * np.mean([row['pass_at_k'][k] for row in rows]):.1f}" for k in rows[0]["pass_at_k"]]
         figures = [
@@ -187,7 +192,7 @@ def _cell_table(found: dict[tuple[str, int], list[Cell]], variants: dict[str, li
             ", ".join(passes) if len(passes) > 1 else "",
         ]
         lines.append(f"| {' | '.join([_variant(name, variants[name], i), *figures])} |")
-    return "\n".join(lines)
+    return "\n".join(lines + notes)
 
 
 def _comparison_table(comparisons: list[Comparison], found: dict, variants: dict[str, list]) -> str:

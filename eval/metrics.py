@@ -69,7 +69,8 @@ def summary(cell) -> dict:
     ``accuracy``, ``nfe``, ``reward`` and their ``*_interval``; ``tokens_per_forward`` = response tokens / forwards
     (the end token is one of them); ``pass_at_k`` for k = 1, 2, 4, ... and n; ``entropy`` in nats, the mean of minus the
     log-likelihood (that of whole completions at temperature 1 and one token a step, elsewhere not quite an entropy);
-    ``distinct`` texts a sample; ``tokens_per_second`` of response, None where the evaluation has not come to its end.
+    ``distinct`` texts a sample; ``undecided``, how many verdicts were not reached, by reason;
+    ``tokens_per_second`` of response, None where the evaluation has not come to its end.
     """
     figures: dict = {}
     for name in ("accuracy", "nfe", "reward"):
@@ -83,5 +84,6 @@ def summary(cell) -> dict:
         "pass_at_k": {str(k): float(pass_at_k(cell.correct, k).mean()) for k in ks},
         "entropy": float(-cell.log_likelihood.mean()),
         "distinct": float(distinct([record["completion"] for record in cell.problems]).mean()),
+        "undecided": cell.undecided,
         "tokens_per_second": end["tokens"] / end["seconds"] if end.get("seconds") else None,
     }

@@ -93,8 +93,8 @@ function table() {
     const value = column.value(cell);
     if (i === 0) {
       const dot = html("span", { class: "dot", "--c": colour(cell) });
-      const partial = cell.partial && html("small", {}, cell.partial);
-      return html("th", { scope: "row", title: cell.sampler }, dot, value, partial);
+      const notes = [cell.partial, cell.undecided].filter(Boolean).map((note) => html("small", {}, note));
+      return html("th", { scope: "row", title: cell.sampler }, dot, value, ...notes);
     }
     if (column.digits === undefined) return html("td", { class: word(column) ? "name" : null }, value);
     if (!known(value)) return html("td", {}, "–");

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import dllm_gym
-from dllm_gym.agents.rollout import bootstrap_interval
+from dllm_gym.agents.rollout import bootstrap_interval, describe_undecided
 from dllm_gym.agents.run import read_config
 from dllm_gym.eval.metrics import pass_at_k, summary
 from dllm_gym.eval.results import Cell, read_results
@@ -103,6 +103,7 @@ def _rows(cells: list[Cell], flat: list[dict], columns: list[str]) -> tuple[list
             "values": [_text(settings.get(name)) for name in columns],
             "block_length": settings.get("env.block_length"),
             "partial": f"{len(cell.problems)} of {expected} problems" if len(cell.problems) < expected else None,
+            "undecided": describe_undecided(figures["undecided"]),
             "summary": figures,
             "passes": _passes(cell, list(figures["pass_at_k"])),
             "chain": (cell.end or {}).get("chain"),

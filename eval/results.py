@@ -4,7 +4,7 @@ A file holds cells, a sampler on an environment with all settings. Every line ha
 
 - ``cell``: ``settings``, all that the figures depend on, and the version of the package;
 - ``problem``: ``index``, ``problem_id``, ``prompt``, and lists of one entry a sample: ``correct, score, nfe, reward,
-  length, log_likelihood, completion``;
+  length, log_likelihood, completion, undecided``;
 - ``film``: a canvas as it was unmasked, for the report's player;
 - ``end``: ``seconds``, ``tokens`` and ``forwards`` of the last uninterrupted part, and for Metropolis-Hastings the
   ``chain``, acceptance and log-likelihood by step; the cell is finished.
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+from dllm_gym.agents.rollout import count_reasons
 
 PER_SAMPLE = ("correct", "score", "nfe", "reward", "length", "log_likelihood", "completion")
 
@@ -52,6 +54,11 @@ class Cell:
             self.end = record
         else:
             raise ValueError(f"kind {kind!r}")
+
+    @property
+    def undecided(self) -> dict[str, int]:
+        """How many verdicts were not reached, by reason."""
+        return count_reasons(reason for record in self.problems for reason in record.get("undecided", ()))
 
     def sort(self) -> None:
         """Problems by index, each once: they are written in the order in which they end, by two processes perhaps."""

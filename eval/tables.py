@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dllm_gym.agents.report import console
-from dllm_gym.agents.rollout import bootstrap_interval
+from dllm_gym.agents.rollout import bootstrap_interval, describe_undecided
 from dllm_gym.eval.metrics import aup, pass_at_k, summary
 from dllm_gym.eval.results import Cell
 
@@ -64,6 +64,9 @@ def print_cells(cells: Sequence[Cell]) -> None:
             f"{row['tokens_per_second']:.0f}" if row["tokens_per_second"] else "",
         )
     console().print(table)
+    for cell, row in zip(cells, summaries, strict=True):
+        if row["undecided"]:
+            print(f"{cell.settings['sampler']}: {describe_undecided(row['undecided'])}")
     for front, figure in fronts(cells).items():
         print(f"accuracy under parallelism, {front}: {figure:.1f}")
     first, *others = cells

@@ -12,8 +12,12 @@ from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.eval import cli, evaluate
 from dllm_gym.eval.compare import paired_test
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
-from dllm_gym.eval.metrics import distinct
+from dllm_gym.eval.metrics import distinct, summary
+from dllm_gym.eval.report_data import payload
 from dllm_gym.eval.results import PER_SAMPLE, ResultsFile, read_results
+from dllm_gym.eval.tables import print_cells
+from dllm_gym.tasks.countdown import Countdown
+from dllm_gym.types import Verdict
 
 SAMPLED = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=4, temperature=1.0)
 ARGMAX = EnvConfig(id="MaskedDiffusion-Countdown-v0", num_envs=4)
@@ -38,6 +42,32 @@ def test_what_is_written_is_read(tmp_path):
         assert [p["problem_id"] for p in mine.problems] == [f"countdown/embedded/test/{i}" for i in range(3)]
     assert written[0].key != written[1].key
     assert (read[1].log_likelihood < 0).all() and (read[1].nfe == 12).all()
+
+
+def test_undecided_verdicts_are_counted_apart(tmp_path, capsys, monkeypatch):
+    reasons = {"countdown/embedded/test/1": "timed out", "countdown/embedded/test/2": "not compared"}
+    verify = Countdown.verify
+
+    def undecided_on_two(self, problem, completion):
+        reason = reasons.get(problem.id)
+        return Verdict(False, 0.0, completion, undecided=reason) if reason else verify(self, problem, completion)
+
+    monkeypatch.setattr(Countdown, "verify", undecided_on_two)
+    path = tmp_path / "results.jsonl"
+    cell = evaluate_cell(CellConfig("threshold", SAMPLED, problems=4, samples=2), ResultsFile(path))
+    (read,) = read_results(path)
+    assert cell.undecided == read.undecided == summary(cell)["undecided"] == {"timed out": 2, "not compared": 2}
+    assert not cell.correct[1:3].any() and cell.problems[0]["undecided"] == [None, None]
+    print_cells([cell])
+    note = "4 undecided, counted as wrong (2 timed out, 2 not compared)"
+    assert f"threshold: {note}" in capsys.readouterr().out
+    assert note in payload([path], completions=100)["cells"][0]["undecided"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line.pop("undecided", None)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (old,) = read_results(path)  # written before verdicts could be undecided
+    assert old.undecided == {} and (old.correct == cell.correct).all()
 
 
 def test_a_film_shows_the_first_sample(tmp_path):

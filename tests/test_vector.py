@@ -62,7 +62,7 @@ def same(mine, theirs, tolerance: float = 1e-5) -> bool:
         return mine.keys() == theirs.keys() and all(same(mine[key], theirs[key], tolerance) for key in mine)
     mine, theirs = np.asarray(mine), np.asarray(theirs)
     if np.issubdtype(mine.dtype, np.floating):
-        return mine.shape == theirs.shape and bool(np.allclose(mine, theirs, rtol=0, atol=tolerance))
+        return mine.shape == theirs.shape and bool(np.allclose(mine, theirs, rtol=tolerance, atol=tolerance))
     return bool(np.array_equal(mine, theirs))
 
 

@@ -1,6 +1,7 @@
 """The verifiers of numbers, Countdown and Sudoku on right, wrong, malformed and hostile text."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from dllm_gym.tasks.countdown import Countdown
 from dllm_gym.tasks.gsm8k import GSM8K
+from dllm_gym.tasks.math import AIME24, MATH500
 from dllm_gym.tasks.sudoku import Sudoku
 from dllm_gym.types import Problem, Verdict
 from dllm_gym.verify.arithmetic import evaluate, verify_countdown, verify_number
@@ -69,10 +71,12 @@ def test_hostile_text_gets_a_verdict_and_no_score(text, wrap):
         ("#### 1. Count the eggs\n\\boxed{18}", "18"),
         ("####\n$18.00 a day.", "18"),
         ("\\boxed{17}\n#### 18", "18"),
-        ("<answer>17</answer> \\boxed{18}", "18"),
+        ("<answer>18</answer> \\boxed{17}", "18"),
+        ("<answer>18</answer>\n#### 17", "18"),
         ("\\boxed{17} \\boxed{18}<|eot_id|>", "18"),
         ("\\boxed{18}<|eot_id|>\\boxed{17}", "18"),
         ("<answer>\n\\boxed{18}\n</answer", "18"),
+        ("<answer>\n```\n18\n```\n</answer>", "18"),
         ("<answer>17</answer><answer>18</ans", "18"),
         ("<answer>\n18 eggs<|endoftext|>", "18"),
         ("\\boxed{18><|im_end|>", "18"),
@@ -90,22 +94,38 @@ def test_hostile_text_gets_a_verdict_and_no_score(text, wrap):
         ("\\boxed{2 / 4}", "1/2"),
         ("\\boxed{-\\frac{2}{4}}", "-1/2"),
         ("\\boxed{-\\$18}", "-18"),
-        ("\\boxed{\u221218}", "-18"),
+        ("\\boxed{} <answer>18</answer>", "18"),
+        ("<think>\\boxed{17}</think><answer>18</answer>", "18"),
+        ("<Answer>18</Answer>", "18"),
+        ("<<answer>18", "18"),
+        ("<>answer>\n18", "18"),
+        ("<answer>\\boxed{}18</answer>", "18"),
+        ("we find</answer>\n18", "18"),
+        ("we find\n18</answer>", "18"),
+        ("\\boxed {18}", "18"),
+        ("so boxed{18}", "18"),
+        ("\x08oxed{18}", "18"),
+        ("\\fbox{18}", "18"),
+        ("#### The answer is 18.", "18"),
+        ("#### x = 18", "18"),
+        ("#### 18 (10 red and 8 green)", "18"),
+        ("#### \\boxed{18}", "18"),
+        ("#### Day 2 is over\n\\boxed{18}", "18"),
+        ("#### Rs. 18", "18"),
         ("it is 18", None),
         ("9 * 2 = 18", None),
         ("18", None),
         ("####", None),
         ("\\boxed{}", None),
-        ("\\boxed{} <answer>18</answer>", None),
         ("\\boxed{17 or 18}", None),
         ("\\boxed{1 8}", None),
         ("\\boxed{1,8}", None),
         ("\\boxed{1.8.0}", None),
-        ("\\boxed{3\\frac{1}{2}}", None),
         ("\\boxed{18^2}", None),
         ("\\boxed{18!}", None),
         ("\\boxed{\\sqrt{18}}", None),
-        ("\\boxed{18½}", None),
+        ("\\boxed{18²}", None),
+        ("\\boxed{2 ** 3}", None),
         ("\\boxed{18/0}", None),
         ("\\boxed{x/18}", None),
         ("\\boxed{\\frac{.}{18}}", None),
@@ -119,6 +139,64 @@ def test_number_read(completion, answer):
     correct = answer is not None
     assert verify_number(completion, str(answer)) == Verdict(correct, float(correct), answer)
     assert not verify_number(completion, "17").correct
+
+
+MARKED = ["**18**", "__18__", "`18`", "$18$", "\\(18\\)", "\\text{18}", "\\mathbf{18}", "18.", "18.00"]
+MARKED += [
+    "$18",
+    "\\$18",
+    "€18",
+    "18 €",
+    "£18",
+    "18 USD",
+    "18%",
+    "18°",
+    "18^\\circ",
+    "18 km",
+    "18 m^2",
+    "18 cm²",
+    "18\\text{ m}^3",
+]
+MARKED += [
+    "x = 18",
+    "18 = x",
+    "9 × 2 = 18",
+    "9 · 2 = 18",
+    "18 (9 twice)",
+    "\u200918\u202f",
+    "36/2",
+    "17 2/2",
+    "17\\frac{2}{2}",
+]
+
+
+@pytest.mark.parametrize("wrap", ["#### {}", "\\boxed{{{}}}", "<answer>{}</answer>", "<answer>\n{}"])
+@pytest.mark.parametrize("text", MARKED)
+def test_markup_says_nothing_about_the_number(text, wrap):
+    assert verify_number(wrap.format(text), "18").answer == "18"
+    negative = text.replace("17", "-17").replace("18", "-18").replace("36", "-36").replace("9 ", "-9 ")
+    if negative.count("-") == 1:
+        for minus in "-\u2212\u2013\u2010":
+            assert verify_number(wrap.format(negative.replace("-", minus)), "-18").answer == "-18"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("1 234", "1234"),
+        ("1\u2009234\u2009567", "1234567"),
+        ("1\\,234", "1234"),
+        ("12 34", None),
+        ("1 2345", None),
+        ("3½", "7/2"),
+        ("3\\frac12", "7/2"),
+        ("-3 1/2", "-7/2"),
+        ("11 5/6", "71/6"),
+        ("\\frac{1,234}{2}", "617"),
+    ],
+)
+def test_spaced_and_mixed_numbers(text, answer):
+    assert verify_number(f"\\boxed{{{text}}}", "5").answer == answer
 
 
 @pytest.mark.parametrize("expected", ["18", "18.0", "18.00", "$18", "36/2"])
@@ -144,6 +222,14 @@ def test_number_is_compared_exactly(expected):
         ("<answer>12</answer> <answer>12 - (9 - 3)", 1),
         ("\\boxed{12} then \\[ \\boxed{\\left(12 - 9\\right) + 3} \\]", 1),
         ("\\( 12 − 9 + 3 \\)", 1),
+        ("12 – 9 + 3", 1),
+        ("**12 - 9 + 3**", 1),
+        ("**12 - 9** + 3", 1),
+        ("`12 - 9 + 3`", 1),
+        ("```\n12 - 9 + 3\n```", 1),
+        ("$12 - 9 + 3 = 6$.", 1),
+        ("<Answer>12 - 9 + 3</Answer>", 1),
+        ("boxed{12 - 9 + 3}", 1),
         ("12 + 9 + 3", 0.1),
         ("12 - 9 + 3 = 7", 0.1),
         ("12 - 9 = 4 , 4 + 3 = 7", 0.1),
@@ -196,6 +282,10 @@ def test_countdown(completion, score):
         ("\\dfrac{6 + 8}{\\frac{4}{2}} - 1", (4, 6, 8, 2, 1), 6),
         ("8 / (3 - 8 / 3)", (3, 3, 8, 8), 24),
         ("1 / 3 * 3", (1, 3, 3), 1),
+        ("\\frac82", (8, 2), 4),
+        ("\\frac{8}2 + 1", (8, 2, 1), 5),
+        ("\\frac8{2} + 1", (8, 2, 1), 5),
+        *((text, (3, 5), 15) for text in ("3 x 5", "3x5", "3 X 5", "3 · 5", "3 × 5", "3 \\cdot 5", "(3) x (5)")),
         ("5 / 2 = 2.5 , 2.5 * 4 = 10", (2, 4, 5), 10),
         ("2 - 3 - 4 + 15", (2, 3, 4, 15), 10),
     ],
@@ -230,6 +320,13 @@ def test_evaluate_agrees_with_python():
         (f"\\boxed{{{SOLUTION}}}", 1),
         ("| 4 3 | 2 1 |\n| 1 2 | 4 3 |\n|-----|-----|\n| 3 4 | 1 2 |\n| 2 1 | 3 4 |", 1),
         ("[[4,3,2,1],[1,2,4,3],[3,4,1,2],[2,1,3,4]]", 1),
+        ("Row 1: 4 3 2 1\nRow 2: 1 2 4 3\nRow 3: 3 4 1 2\nRow 4: 2 1 3 4", 1),
+        ("1. 4 3 2 1\n2. 1 2 4 3\n3. 3 4 1 2\n4. 2 1 3 4", 1),
+        ("4321 / 1243 / 3412 / 2134", 1),
+        ("┌─┐\n│4 3│2 1│\n│1 2│4 3│\n├─┼─┤\n│3 4│1 2│\n│2 1│3 4│\n└─┘", 1),
+        ("```\n4321\n1243\n3412\n2134\n```", 1),
+        ("**4321 1243 3412 2134**", 1),
+        ("\\begin{array}{cc|cc} 4&3&2&1\\\\ 1&2&4&3\\\\ \\hline 3&4&1&2\\\\ 2&1&3&4 \\end{array}", 1),
         ("4321124334122114", 6 / 8),  # the 1s of the last row clash, both blanks
         ("4321124334123124", 5 / 8),  # 3 and 2 of the last row clash with clues, the 2 also with a blank of its box
         ("1321124334122134", 0),  # a clue changed
@@ -249,6 +346,45 @@ def test_sudoku(completion, score):
     verdict = verify_sudoku(completion, PUZZLE)
     assert verdict.correct == (score == 1)
     assert verdict.score == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("grid", "right"),
+    [
+        (SOLUTION, 8),
+        ("4321124334122114", 7),
+        ("1321124334122134", 7),  # all blanks right, a clue changed: not correct
+        ("4321124334122134"[:15], 7),  # the last cell left out
+        (SOLUTION + "4", 7),  # all blanks right, a digit too many
+        (PUZZLE, 0),
+        (SOLUTION.replace("4", "5"), 0),
+        (f"the solution is {SOLUTION}", 0),
+        ("", 0),
+    ],
+)
+def test_partial_credit_by_the_solution(grid, right):
+    verdict = verify_sudoku(f"<answer>{grid}</answer>", PUZZLE, [SOLUTION])
+    assert (verdict.correct, verdict.score) == (grid == SOLUTION, pytest.approx(right / 8))
+
+
+def test_partial_credit_is_that_of_the_nearest_solution():
+    puzzle = "0" * 16
+    other = SOLUTION.translate(str.maketrans("12", "21"))
+    assert verify_sudoku(other[:15], puzzle, [SOLUTION, other]).score == 15 / 16
+    assert verify_sudoku(other, puzzle, [SOLUTION]) == Verdict(True, 1.0, other)
+
+
+def test_the_task_chooses_the_partial_credit(tmp_path):
+    changed = "1321124334122134"  # a clue
+    path = tmp_path / "puzzles.jsonl"
+    path.write_text(json.dumps({"Puzzle": PUZZLE}))
+    for options, score in (({}, 7 / 8), ({"partial_credit": "solution"}, 7 / 8), ({"partial_credit": "rules"}, 0)):
+        task = Sudoku(str(path), **options)
+        assert task.verify(task[0], changed) == Verdict(False, score, changed)
+        assert task.verify(task[0], SOLUTION).correct
+    assert Sudoku().partial_credit == "rules"
+    with pytest.raises(ValueError, match=r"partial_credit='half': must be 'rules', 'solution' or None"):
+        Sudoku(partial_credit="half")
 
 
 def test_sudoku_takes_any_completion_that_is_right():
@@ -312,7 +448,52 @@ def test_real_countdowns_match_a_reading_by_hand():
 
 
 def test_real_sudokus_match_a_reading_by_hand():
-    for row in read("sudoku"):
+    rows = read("sudoku")
+    credit = []
+    for row in rows:
         puzzle = row["question"].strip()[-16:]
         assert verify_sudoku(row["generations"], puzzle).score == 0
         assert verify_sudoku(row["ground_truth"], puzzle).correct
+        credit.append(verify_sudoku(row["generations"], puzzle, [row["ground_truth"]]).score)
+    assert [i for i, score in enumerate(credit) if score >= 2 / 8] == [1, 10, 20, 30, 35]
+    assert np.mean(credit) == pytest.approx(0.0777, abs=1e-4)
+
+
+REFERENCES = [
+    (GSM8K, {"question": "?", "answer": "#### Monday"}, "'Monday' after '####' is no number"),
+    (GSM8K, {"question": "?", "answer": "It is 5. ####"}, "'' after '####' is no number"),
+    (Countdown, {"nums": [1, 2], "target": 2.5}, "2.5 is no whole number"),
+    (Countdown, {"nums": [1, 2.5], "target": 3}, "2.5 is no whole number"),
+    (Countdown, {"input": "1,2.5", "output": "3"}, "'2.5' is no whole number"),
+    (Countdown, {"input": "1,2", "output": ""}, "Fraction: ''"),
+    (Sudoku, {"Puzzle": "1100000000000000"}, "has no solution"),
+    (AIME24, {"problem": "?", "answer": "33.5"}, "'33.5' is no whole number from 0 to 999"),
+    (AIME24, {"problem": "?", "answer": "1000"}, "'1000' is no whole number from 0 to 999"),
+    (AIME24, {"problem": "?", "answer": "Monday"}, "'Monday' is no whole number from 0 to 999"),
+    (MATH500, {"problem": "?", "answer": " "}, "`answer` text or a number"),
+]
+
+
+@pytest.mark.parametrize(("kind", "row", "message"), REFERENCES)
+def test_a_reference_that_is_none_is_an_error_that_names_the_row(kind, row, message, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        kind(str(path))[0]
+    assert f"rows.jsonl', row 0: not a {kind.name} problem" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "answer"),
+    [
+        (GSM8K, {"question": "?", "answer": "#### 1,234"}, "1234"),
+        (GSM8K, {"question": "?", "answer": "####  $5 "}, "$5"),
+        (Countdown, {"nums": ["12", 3.0], "target": "4.0"}, ((12, 3), 4)),
+        (AIME24, {"problem": "?", "answer": r"336^\circ"}, "336"),
+        (AIME24, {"problem": "?", "answer": "33.0"}, "33"),
+        (AIME24, {"problem": "?", "answer": 33.0}, "33"),
+        (AIME24, {"problem": "?", "answer": "025"}, "25"),
+    ],
+)
+def test_references_that_are_read(kind, row, answer):
+    assert kind.read_row(object.__new__(kind), row)[1] == answer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.report import console
-from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, evaluate
+from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, describe_undecided, evaluate
 from dllm_gym.agents.samplers import make_stepwise, reads
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
@@ -95,6 +95,10 @@ def print_table(summary: dict, algorithm: str) -> None:
                 style="bold" if name == algorithm else None,
             )
     console().print(table)
+    for sampler, rows in summary["rows"].items():
+        for name, row in rows.items():
+            if row["undecided"]:
+                print(f"{sampler}, {name}: {describe_undecided(row['undecided'])}")
 
 
 def draw_curve(folder: Path, algorithm: str) -> None:

@@ -31,7 +31,10 @@ class Finished:
     row: int
     reward: float
     info: dict[str, Any]
-    """``completion, score, correct, nfe, length, log_likelihood, problem_id, step_limit``."""
+    """``completion, score, correct, undecided, nfe, length, log_likelihood, problem_id, step_limit``.
+
+    Undecided is `dllm_gym.types.Verdict.undecided`: None, or why there was no verdict; it counts as wrong.
+    """
 
 
 class Episodes:
@@ -213,6 +216,7 @@ class Episodes:
             "completion": completion,
             "score": score,
             "correct": bool(verdict and verdict.correct),
+            "undecided": verdict.undecided if verdict else None,
             "nfe": nfe,
             "length": min(len(text) + 1, self.gen_length),
             "log_likelihood": log_likelihood,

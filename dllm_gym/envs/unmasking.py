@@ -64,9 +64,9 @@ class UnmaskingEnv(gym.Env):
     Every step: `unmasked` (`[L]` bool, the positions written, those filled after the end of the text among them),
     `tokens` (`[L]` int64, the canvas), `probability` (`[L]` float32, the denoiser's probability of the token it would
     write; differs from the confidence when temperature > 0). `reset` gives `problem_id`, `prompt` and `dataset`.
-    At the end: `completion` (text), `score`, `correct`, `nfe`, `length` (tokens up to the end of the text, its end
-    token included), `log_likelihood` (nats: the untempered log-probability of every token at the step that wrote it,
-    summed), `problem_id`, `step_limit`.
+    At the end: `completion` (text), `score`, `correct`, `undecided` (None, or why there was no verdict), `nfe`,
+    `length` (tokens up to the end of the text, its end token included), `log_likelihood` (nats: the untempered
+    log-probability of every token at the step that wrote it, summed), `problem_id`, `step_limit`.
 
     ## Arguments
 

@@ -53,7 +53,7 @@ class Countdown(GeneratedTask):
             numbers = json.loads(numbers) if isinstance(numbers, str) else numbers
         else:
             numbers, target = row["input"].split(","), row["output"]
-        numbers, target = tuple(int(n) for n in numbers), int(target)
+        numbers, target = tuple(map(_whole, numbers)), _whole(target)
         question = (
             f"Write an arithmetic expression that equals {target}. "
             f"Use each of the numbers {list(numbers)} exactly once, with +, -, * and / and parentheses."
@@ -69,6 +69,12 @@ class Countdown(GeneratedTask):
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         return verify_countdown(completion, *problem.answer)
+
+
+def _whole(number: int | float | str) -> int:
+    if Fraction(str(number)).denominator != 1:
+        raise ValueError(f"{number!r} is no whole number")
+    return int(Fraction(str(number)))
 
 
 Expression = tuple[str, Fraction]

@@ -15,7 +15,7 @@ import numpy as np
 
 from dllm_gym.tasks.base import GeneratedTask
 from dllm_gym.types import Problem, Verdict
-from dllm_gym.verify.arithmetic import verify_number
+from dllm_gym.verify.arithmetic import read_number, verify_number
 
 LARGEST = 60
 """No number of an embedded problem or of its solutions is larger."""
@@ -91,6 +91,8 @@ class GSM8K(GeneratedTask):
         _, marker, answer = row["answer"].rpartition("####")
         if not marker:
             raise ValueError("no '####' in the answer")
+        if read_number(answer) is None:
+            raise ValueError(f"the answer {answer.strip()!r} after '####' is no number")
         return row["question"], answer.strip().replace(",", "")
 
     def solve_row(self, row: dict) -> str:

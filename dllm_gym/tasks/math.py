@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dllm_gym.tasks.base import Task
 from dllm_gym.types import Problem, Verdict
+from dllm_gym.verify.arithmetic import read_number
 from dllm_gym.verify.math import verify_math
 
 
@@ -32,8 +33,8 @@ class MATH500(Task):
         return f"{solution}\n\nThe final answer is \\boxed{{{self.read_row(row)[1]}}}.".strip()
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Score: 1 for a right answer, else 0."""
-        return verify_math(completion, problem.answer)
+        """Score: 1 for a right answer, else 0; a formula of the problem is no answer to it."""
+        return verify_math(completion, problem.answer, problem.prompt)
 
 
 class AIME24(MATH500):
@@ -46,9 +47,10 @@ class AIME24(MATH500):
 
     def read_row(self, row: dict) -> tuple[str, str]:
         problem, answer = super().read_row(row)
-        if not 0 <= int(answer) <= 999:
-            raise ValueError(f"the answer {answer!r} is not 0 to 999")
-        return problem, str(int(answer))
+        number = read_number(answer)
+        if number is None or number.denominator != 1 or not 0 <= number <= 999:
+            raise ValueError(f"the answer {answer!r} is no whole number from 0 to 999")
+        return problem, str(number)
 
 
 class AIME25(AIME24):

@@ -8,7 +8,7 @@ from itertools import permutations
 
 import numpy as np
 
-from dllm_gym.tasks.base import GeneratedTask
+from dllm_gym.tasks.base import EMBEDDED, GeneratedTask
 from dllm_gym.types import Problem, Verdict
 from dllm_gym.verify.sudoku import verify_sudoku
 
@@ -20,12 +20,29 @@ class Sudoku(GeneratedTask):
 
     Embedded puzzles have one solution. There are only 288 grids, so train and test are told apart by puzzle, not by
     grid: a test puzzle's solution may have been seen as the solution of another puzzle.
+
+    Args:
+        partial_credit: the score of a grid that is not right. "rules": the share of the blanks whose digit is in
+            conflict with no other cell, 0 where a clue is changed or a cell left out. "solution": the share of the
+            blanks that hold the solution's digit, as in d1 (arXiv 2504.12216), whose denoisers change clues and leave
+            cells out. None: "rules" for embedded puzzles, "solution" for real data.
+
+    Raises:
+        ValueError: another partial_credit, and as `Task`.
     """
 
     name = "sudoku"
     gen_length = 16
     columns = "`Puzzle` (16 digits, 0 for a blank)"
     template = "{question} End with the 16 digits of the solution, row by row, inside <answer> </answer>."
+
+    def __init__(
+        self, dataset: str | None = None, split: str = "train", *, partial_credit: str | None = None, **options
+    ):
+        if partial_credit not in (None, "rules", "solution"):
+            raise ValueError(f"partial_credit={partial_credit!r}: must be 'rules', 'solution' or None.")
+        super().__init__(dataset, split, **options)
+        self.partial_credit = partial_credit or ("rules" if self.dataset == EMBEDDED else "solution")
 
     def generate(self, rng: np.random.Generator) -> tuple[str, str, tuple[str, str]]:
         grids = all_grids()
@@ -44,6 +61,8 @@ class Sudoku(GeneratedTask):
         puzzle = row["Puzzle"]
         if not re.fullmatch("[0-4]{16}", puzzle):
             raise ValueError(f"the puzzle {puzzle!r} is not 16 digits from 0 to 4")
+        if not solutions(puzzle):
+            raise ValueError(f"the puzzle {puzzle!r} has no solution")
         question = (
             f"Solve this 4x4 Sudoku, given row by row with 0 for a blank: {puzzle}. Each row, column and 2x2 box "
             f"holds 1 to 4 once."
@@ -51,16 +70,19 @@ class Sudoku(GeneratedTask):
         return question, puzzle
 
     def solve_row(self, row: dict) -> str:
-        puzzle = np.array(list(map(int, self.read_row(row)[1])))
-        grids = all_grids()
-        solutions = grids[((puzzle == 0) | (grids == puzzle)).all(axis=1)]
-        if not len(solutions):
-            raise ValueError("the puzzle has no solution")
-        return f"<answer>{''.join(map(str, solutions[0]))}</answer>"
+        return f"<answer>{solutions(self.read_row(row)[1])[0]}</answer>"
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
-        """Score: share of the blanks whose digit conflicts with no other cell; 0 if a clue is changed or no grid."""
-        return verify_sudoku(completion, problem.answer)
+        """Correct: a filled grid that keeps the clues and the rules. Score: see `partial_credit`."""
+        known = solutions(problem.answer) if self.partial_credit == "solution" else ()
+        return verify_sudoku(completion, problem.answer, known)
+
+
+def solutions(puzzle: str) -> list[str]:
+    """The filled grids that keep the clues of a puzzle of 16 digits."""
+    grids, digits = all_grids(), np.array(list(map(int, puzzle)))
+    kept = grids[((digits == 0) | (grids == digits)).all(axis=1)]
+    return ["".join(map(str, grid)) for grid in kept]
 
 
 @cache

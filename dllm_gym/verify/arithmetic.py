@@ -1,4 +1,4 @@
-"""Verifiers of numbers and of Countdown expressions, and how an answer is found in a completion.
+"""Verifiers of numbers and of Countdown expressions.
 
 They are total functions of text: any string gives a verdict, in time linear in its length, and none of it is run.
 Only ASCII digits are numbers.
@@ -10,70 +10,53 @@ import re
 from fractions import Fraction
 
 from dllm_gym.types import Verdict
+from dllm_gym.verify.markup import OPENING, answer_region, answer_text, last_boxed, plain
 
-TAIL = 20_000
-"""Only this many last characters of a completion are read: an answer stands at the end."""
 LONGEST_EXPRESSION = 1_000
 DEEPEST_BRACKET = 20
 WRONG_VALUE_SCORE = 0.1
 """Countdown, every number used exactly once but the value is wrong (d1, arXiv 2504.12216)."""
 
-END_OF_TURN = re.compile(r"<\|(?:eot_id|endoftext|im_end)\|>")
-HASHES = re.compile(r"####([^\w#]*(?![0-9]+[.)][ \t]+\S)[0-9][^\n#]*)")
-"""``#### N``, but no markdown heading like ``#### Step 1`` or ``#### 1. Count the eggs``."""
+HASHES = re.compile(r"####[ \t]*(?:\n\s{0,20})?([^\n#]*)")
+HEADING = re.compile(r"\W*(?:(?:step|part|case|day)\b|[0-9]+[.)][ \t]+\S)", re.IGNORECASE)
+"""A markdown heading of the working, ``#### Step 1`` or ``#### 1. Count the eggs``, is no ``#### N``."""
+LABEL = re.compile(r"\b(?:answer|result|total|rs|usd|eur)\b|=\W*$", re.IGNORECASE)
+"""Words that may stand before ``#### N``'s number: ``The answer is``, ``x =``, ``Rs.``"""
 
 DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,30})(?:\.[0-9]{1,30})?|(?<!\.)\.[0-9]{1,30})"
-NUMBER = re.compile(rf"([^0-9/]*?)({DIGITS})(?:\s*/\s*({DIGITS}))?[^0-9]*")
-"""One number with no other digit around it: what stands before it, number or numerator, denominator."""
-FRACTION = re.compile(r"\\[dt]?frac\s*\{([0-9.,\s]+)\}\s*\{([0-9.,\s]+)\}")
-UNITS = re.compile(r"\\(?:text\w*|mathrm|mbox|quad|[$%()\[\]!;: ])")
+NUMBER = re.compile(rf"([^0-9/]*?)(?:([0-9]{{1,30}})\s+(?=[0-9]+\s*/))?({DIGITS})(?:\s*/\s*({DIGITS}))?[^0-9]*")
+"""One number with no other digit around it: what stands before it, the whole part of a mixed number, number or
+numerator, denominator."""
+FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([0-9.,\s]+)\}|([0-9]))\s*(?:\{([0-9.,\s]+)\}|([0-9]))")
+SPACED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:\\?[ ,;!][0-9]{3}){1,9}(?![0-9]|\s*/)")
+"""``1 234 567``: thousands parted by blanks."""
+REMARK = re.compile(r"\([^()]*[A-Za-z][^()]*\)")
+"""``5 (2 red and 3 green)`` is 5."""
+UNITS = re.compile(r"\\(?:text\w*|math(?:rm|bf|it|sf|tt)|mbox|hbox|boldsymbol|bm|quad|[$%()\[\]!;: ])")
 """LaTeX that says nothing about the value."""
+POWER_OF_UNIT = re.compile(
+    r"(?:(?<=[A-Za-z])|(?<=[A-Za-z]\}))\s?(?:\^\s?\{?[23]\}?|[\u00b2\u00b3])|\^\s?\{?\s?\\circ\s?\}?"
+)
+"""The power of ``cm^2``, and the degree sign."""
 
 LITERAL = re.compile(r"\s*(-?)\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*")
 TOKEN = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?|[-+*/()]|\\frac")
 LATEX = {r"\times": "*", r"\cdot": "*", r"\div": "/", r"\dfrac": r"\frac", r"\tfrac": r"\frac"}
 LATEX |= dict.fromkeys((r"\left", r"\right", r"\(", r"\)", r"\[", r"\]", r"\,", r"\;", r"\!", r"\ ", "$"), " ")
-LATEX |= {"×": "*", "÷": "/", "\u2212": "-", "{": "(", "}": ")", "[": "(", "]": ")"}
+LATEX |= {"{": "(", "}": ")", "[": "(", "]": ")"}
 LATEX_SYMBOL = re.compile("|".join(map(re.escape, LATEX)))
-
-
-def answer_text(completion: str) -> str:
-    """What is read of a completion: up to the first end-of-turn token, and of that the last `TAIL` characters."""
-    return END_OF_TURN.split(completion, maxsplit=1)[0][-TAIL:]
-
-
-def last_answer(text: str) -> str | None:
-    """What stands after the last ``<answer>``, up to the next ``<`` (the closing tag may be cut) or the end."""
-    _, tag, region = text.rpartition("<answer>")
-    return region.partition("<")[0].strip() if tag else None
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{}``; where it is never closed, up to the end of its line or tag."""
-    _, command, region = text.rpartition("\\boxed{")
-    if not command:
-        return None
-    depth = 1
-    for end, character in enumerate(region):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return region[:end].strip()
-    return re.split(r"[<>\n]", region, maxsplit=1)[0].strip()
-
-
-def answer_region(text: str) -> str | None:
-    r"""The last ``<answer>``, or the ``\boxed{}`` in it; without that tag the last ``\boxed{}``; else None."""
-    region = last_answer(text)
-    boxed = last_boxed(text if region is None else region)
-    return region if boxed is None else boxed
+SHORT_FRACTION = re.compile(r"(\\[dtc]?frac)\s*(?:([0-9])|(\{[^{}]*\}))\s*(?:([0-9])|(?=\{))")
+r"""``\frac82``, ``\frac{8}2`` and ``\frac8{2}``."""
+TIMES = re.compile(r"(?<=[0-9)\s])[xX](?=[\s0-9(])")
 
 
 def verify_number(completion: str, expected: str) -> Verdict:
     r"""Is the answer of the completion the expected number? Score: 1 if so, else 0.
 
-    The answer is the last ``#### N``, else the last ``\boxed{}``, else the last ``<answer>``. It must hold one number
-    (after its last ``=``), which may have a currency, thousands commas, a unit or a denominator. A number without a
-    marker is no answer: the numbers of the question and of the working would count.
+    The answer is the last ``<answer>``, else the last ``#### N``, else what `answer_region` finds. It must hold one
+    number (after its last ``=``), which may have a currency, thousands commas, a unit, a denominator, or a remark in
+    brackets after it. A number without a marker is no answer: the numbers of the question and of the working would
+    count.
 
     Args:
         completion: any text.
@@ -83,10 +66,11 @@ def verify_number(completion: str, expected: str) -> Verdict:
         A verdict whose answer is the number that was read, in lowest terms ("18", "33/2").
     """
     text = answer_text(completion)
-    value = next((v for v in map(read_number, reversed(HASHES.findall(text))) if v is not None), None)
+    region = answer_region(text)
+    tagged = region and OPENING.search(text)
+    values = () if tagged else map(read_hashes, reversed(HASHES.findall(text)))
+    value = next((value for value in values if value is not None), None)
     if value is None:
-        boxed = last_boxed(text)
-        region = last_answer(text) if boxed is None else boxed
         value = read_number(region or "")
     if value is None:
         return Verdict(False, 0.0, None)
@@ -94,21 +78,36 @@ def verify_number(completion: str, expected: str) -> Verdict:
     return Verdict(correct, float(correct), str(value))
 
 
+def read_hashes(line: str) -> Fraction | None:
+    """The number of ``#### line``; None for a heading, or a sentence that does not call it the answer."""
+    line = last_boxed(line) or line
+    before = re.match("[^0-9]*", line)[0]
+    sentence = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", before))
+    return None if HEADING.match(line) or (sentence and not LABEL.search(before)) else read_number(line)
+
+
 def read_number(text: str) -> Fraction | None:
     """The only number in a short text; None where there is none, or several, or mathematics that is not read."""
-    text = text.rpartition("=")[2].replace("\u2212", "-").replace("\u2013", "-")
-    text = FRACTION.sub(r" \1/\2 ", text).replace("{,}", ",").replace("\\,", ",")
-    text = UNITS.sub("", text)
-    if re.search(r"\\[A-Za-z]|[\^!√π]", text) or any(c.isnumeric() and not c.isascii() for c in text):
+    sides = [side for side in plain(text).split("=") if re.search("[0-9]", side)]
+    if not sides:
+        return None
+    text = sides[-1].replace("{,}", ",").replace("\\,", ",")
+    text = FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text)
+    text = SPACED.sub(lambda m: re.sub("[^0-9]", "", m[0]), text)
+    text = POWER_OF_UNIT.sub("", UNITS.sub("", text))
+    without = REMARK.sub("", text)
+    text = without if re.search("[0-9]", without) else text
+    if re.search(r"\\[A-Za-z]|[\^!√]", text) or any(c.isnumeric() and not c.isascii() for c in text):
         return None
     match = NUMBER.fullmatch(text)
     if match is None:
         return None
     before, *parts = match.groups()
-    numerator, denominator = (Fraction((part or "1").replace(",", "")) for part in parts)
+    whole, numerator, denominator = (part and Fraction(part.replace(",", "")) for part in parts)
     if denominator == 0:
         return None
-    return (-numerator if before.rstrip(" $({").endswith("-") else numerator) / denominator
+    value = (whole or 0) + numerator / (denominator or 1)
+    return -value if before.rstrip(" $({").endswith("-") else value
 
 
 def verify_countdown(completion: str, numbers: tuple[int, ...], target: int) -> Verdict:
@@ -137,7 +136,8 @@ def _solve_chain(text: str, numbers: tuple[int, ...]) -> tuple[bool, Fraction]:
     """Whether every equation holds, and the last result. ValueError unless every number is used exactly once."""
     if len(text) > LONGEST_EXPRESSION:
         raise ValueError("too long")
-    text = LATEX_SYMBOL.sub(lambda match: LATEX[match[0]], text)
+    text = SHORT_FRACTION.sub(_with_braces, plain(text))
+    text = TIMES.sub("*", LATEX_SYMBOL.sub(lambda match: LATEX[match[0]], text))
     equations = [part.rstrip(" .") for part in re.split(r"[,;\n]", text) if part.strip(" .")]
     unused, all_true = [Fraction(number) for number in numbers], True
     for equation in equations:
@@ -204,6 +204,11 @@ def evaluate(text: str) -> tuple[Fraction, list[Fraction]]:
     if tokens != [""]:
         raise ValueError("text after the expression")
     return value, operands
+
+
+def _with_braces(fraction: re.Match) -> str:
+    command, digit, group, denominator = fraction.groups()
+    return command + (group or f"{{{digit}}}") + (f"{{{denominator}}}" if denominator else "")
 
 
 def _literal(text: str) -> Fraction:

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 
 from dllm_gym.types import Verdict
-from dllm_gym.verify.arithmetic import answer_text
+from dllm_gym.verify.markup import answer_text
 from dllm_gym.verify.sandbox import Limits, run_tests
 
 FENCE = re.compile(r"```[ \t]{0,4}[\w+.-]{0,20}[ \t]{0,4}\r?\n(.*?)(?:```|\Z)", re.DOTALL)
