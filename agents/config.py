@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import random
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -105,10 +109,32 @@ def make_critic(config: PolicyConfig, seed: int, device: torch.device) -> Critic
 
 @contextmanager
 def seeded(seed: int):
-    """Torch's global generator seeded inside, and as it was afterwards: initialisers know no other."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+    """Torch's global generator seeded inside: initialisers know no other. Afterwards all global ones are as before."""
+    python, legacy = random.getstate(), np.random.get_state()  # Stable-Baselines3 seeds them too
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+def own_threads(train: Callable) -> Callable:
+    """A decorator: ``train`` runs with its config's ``threads`` of torch, and leaves as many as it found."""
+
+    @functools.wraps(train)
+    def limited(*args, **kwargs):
+        threads = inspect.signature(train).bind(*args, **kwargs).arguments["config"].threads
+        before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            return train(*args, **kwargs)
+        finally:
+            torch.set_num_threads(before)
+
+    return limited
 
 
 def iteration_generators(

@@ -15,9 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from dllm_gym.agents.config import EnvConfig, make_env, make_policy_network
+from dllm_gym.agents.config import EnvConfig, make_env, make_policy_network, own_threads
 from dllm_gym.agents.denoiser_rl import load_objective, trainer
 from dllm_gym.agents.denoiser_rl.learner import Learner
 from dllm_gym.agents.denoiser_rl.objective import TrainerConfig
@@ -76,11 +74,10 @@ def phases(config: JointConfig) -> list[tuple[str, int]]:
     ]
 
 
+@own_threads
 def train(config: JointConfig) -> Path:
     """Train, then compare both denoisers with heuristics and the learned policy on held-out problems."""
     policy_config, denoiser_config = _configs(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     accelerator = trainer.make_accelerator(denoiser_config)
     if accelerator.num_processes > 1:
         raise ValueError(f"joint trains in one process, not in {accelerator.num_processes}.")

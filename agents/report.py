@@ -133,13 +133,11 @@ def print_table(summary: dict, learned: list[str]) -> None:
 
 def draw_front(path: Path, summary: dict, learned: list[str]) -> None:
     """Accuracy over NFE: the thresholds as a line, other heuristics as points, learned policies as stars."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, whose backend and figures are the caller's
 
     rows = summary["rows"]
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     families: dict[str, list[str]] = {}
     for label in rows:
         if label not in learned:
@@ -171,7 +169,6 @@ def draw_front(path: Path, summary: dict, learned: list[str]) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def console():

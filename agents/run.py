@@ -13,7 +13,8 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ PATIENCE = 2.0
 
 class Run:
     """A run's folder, its log and its checkpoints; a context manager that turns SIGTERM and Ctrl-C into a last save.
+
+    Where one of the two is ignored when the run starts (nohup, a job in the background), it stays ignored.
 
     Args:
         algorithm: the subcommand that trains.
@@ -69,14 +72,14 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self.folder)
-        self._old_handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._signals = handled(self._request_stop, signal.SIGTERM, signal.SIGINT)
+        self._signals.__enter__()
         return self
 
     def __exit__(self, kind, *_) -> None:
+        self._signals.__exit__(None, None, None)
         if self.main:
             self._writer.close()
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
         if kind is None and self.stop_requested:
             if self.main:
                 print(f"stopped; continue with --resume {self.folder}")
@@ -147,6 +150,21 @@ class Run:
         self.stop_requested = False  # too late
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         print(f"run folder: {self.folder}")
+
+
+@contextmanager
+def handled(handler: Callable, *numbers: int):
+    """Signals go to ``handler`` inside, and to whom they went before afterwards.
+
+    What is ignored stays ignored, as in a job in the background, and what a handler outside Python takes stays with it.
+    """
+    taken = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, handler) for number in taken}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def at_least_one(config: Any, *names: str) -> None:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm_gym.agents.config import seeded
+from dllm_gym.agents.config import own_threads, seeded
 from dllm_gym.agents.run import Run, at_least_one
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import Task
@@ -126,14 +126,13 @@ def draw_batch(task: Task, size: int, tokenizer, rng: np.random.Generator) -> tu
     return inputs, attention_mask, tokens, masked
 
 
+@own_threads
 def train(config: SFTConfig) -> Path:
     """Train, and write a denoiser folder ``denoiser`` into the run's folder. Returns the run's folder.
 
     Several processes (`accelerate launch` or `torch.distributed.run`) share the work; each draws its own examples.
     """
     at_least_one(config, "steps", "log_every", "checkpoint_every")
-    if config.threads:
-        torch.set_num_threads(config.threads)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device, main = accelerator.device, accelerator.is_main_process
     tasks = {name: make_task(name) for name in config.batch}

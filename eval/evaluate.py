@@ -143,9 +143,9 @@ def evaluate_cell(
                 wait(jobs, return_when=FIRST_EXCEPTION)
             finally:
                 stopped.set()  # after an error of one, or Ctrl-C, the others end with their next completion
+                if threads:
+                    torch.set_num_threads(threads)  # threads of others start with what was set last
         totals["seconds"] = time.perf_counter() - start
-        if threads:
-            torch.set_num_threads(threads)  # threads of others start with what was set last
         for error in filter(None, (job.exception() for job in jobs)):
             if not isinstance(error, InterruptedError):
                 raise error

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from dllm_gym.agents.config import EnvConfig
 from dllm_gym.agents.report import console
 from dllm_gym.agents.rollout import bootstrap_interval, describe_undecided
+from dllm_gym.agents.run import handled
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.experiment_file import Comparison, Experiment, Training, draws, read_experiment, trained
 from dllm_gym.eval.metrics import summary
@@ -58,14 +59,12 @@ def experiment(config: ExperimentConfig) -> None:
     whole = read_experiment(config.file)
     folder = config.folder or Path("runs/experiments") / config.file.stem
     folder.mkdir(parents=True, exist_ok=True)
-    handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that workers can save
+    ended = handled(lambda number, _: sys.exit(128 + number), signal.SIGTERM)  # so that workers can save
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with ended, FileLock(folder / ".lock", timeout=0):
             _run(whole, folder, config)
     except Timeout:
         raise ValueError(f"{folder}: another process is at work in it; wait, or give another --folder.") from None
-    finally:
-        signal.signal(signal.SIGTERM, handler)
 
 
 def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:

@@ -39,15 +39,14 @@ def write_plots(data: dict, folder: Path) -> list[Path]:
 
 def _write(folder: Path, name: str, draw: Callable) -> list[Path]:
     import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, whose backend and figures are the caller's
 
     stem = re.sub(r"[^\w.]+", "-", name.replace("_", "-")).strip("-.")[:120]
     folder.mkdir(parents=True, exist_ok=True)
     # Names are untrusted: a "$" in one must not be read as mathematics. The salt makes equal plots equal files.
     with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "dllm-gym", "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+        figure = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = figure.subplots()
         draw(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -55,7 +54,6 @@ def _write(folder: Path, name: str, draw: Callable) -> list[Path]:
         files = [folder / f"{stem}.png", folder / f"{stem}.svg"]
         figure.savefig(files[0], dpi=150)
         figure.savefig(files[1], metadata={"Date": None})
-        plt.close(figure)
     return files
 
 

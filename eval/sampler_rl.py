@@ -193,12 +193,10 @@ def table(rows: list[dict]) -> str:
 
 def draw_curves(path: Path, config: Config, task: str, block: int, alpha: float) -> None:
     """Training reward over denoiser forwards: the mean over seeds, and each seed faintly."""
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, whose backend and figures are the caller's
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for algorithm, colour in zip(config.algorithms, ("tab:red", "tab:orange", "tab:purple"), strict=False):
         curves = []
         for seed in range(config.seeds):
@@ -213,7 +211,6 @@ def draw_curves(path: Path, config: Config, task: str, block: int, alpha: float)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(config: Config) -> None:

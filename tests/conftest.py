@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import signal
+
 import pytest
 import torch
 from scripted import ScriptedDenoiser, ScriptedTask
@@ -8,6 +10,14 @@ from dllm_gym import load_denoiser
 from dllm_gym.denoisers.base import Denoiser
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Python's own handler of Ctrl-C, also where the tests run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,6 +18,7 @@ from errors import error_of
 
 from dllm_gym import make_task
 from dllm_gym.agents.config import EnvConfig, make_env
+from dllm_gym.agents.report import ReportConfig
 from dllm_gym.eval.cli import main as evaluate
 from dllm_gym.tasks import TASKS
 from dllm_gym.tasks.base import QUESTION, GeneratedTask, Task
@@ -457,7 +459,10 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dllm_gym.tasks.TASKS", dict(TASKS))
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S)
     assert len(code) == 2
-    names = {}
+    small = "iterations=1, problems=1, group=2, experts=(), inner_iterations=1, report=ReportConfig(enabled=False)"
+    assert code[1].count("GRPOConfig(env=env)") == 1
+    code[1] = code[1].replace("GRPOConfig(env=env)", f"GRPOConfig(env=replace(env, gen_length=4), {small})")
+    names = {"ReportConfig": ReportConfig, "replace": replace}
     for block in code:
         exec(block, names)
     shown = capsys.readouterr().out

@@ -23,7 +23,7 @@ from dllm_gym.agents.policy_rl.grpo import GRPOConfig
 from dllm_gym.agents.policy_rl.ppo import PPOConfig
 from dllm_gym.agents.policy_rl.sb3_ppo import SB3PPOConfig
 from dllm_gym.agents.report import ReportConfig
-from dllm_gym.agents.run import Run
+from dllm_gym.agents.run import Run, handled
 from dllm_gym.agents.sft import SFTConfig
 from dllm_gym.tasks.countdown import Countdown
 
@@ -190,6 +190,33 @@ def test_whoever_asks_again_does_not_want_to_wait(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the run goes on")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL, lambda *_: None])
+def test_a_run_leaves_signals_as_they_were(tmp_path, before):
+    """What is ignored stays ignored, as under nohup."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    old = [signal.signal(number, before) for number in numbers]
+    try:
+        with Run("grpo", GRPOConfig(run_dir=str(tmp_path / "run"))) as run:
+            if before is signal.SIG_IGN:
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+            assert not run.stop_requested
+            assert all((signal.getsignal(number) is before) == (before is signal.SIG_IGN) for number in numbers)
+        assert all(signal.getsignal(number) is before for number in numbers)
+    finally:
+        for number, handler in zip(numbers, old, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_handler_from_outside_python_stays(monkeypatch):
+    """`signal.getsignal` knows it as None, and `signal.signal` could not put it back."""
+    look, before = signal.getsignal, signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    with handled(lambda *_: None, signal.SIGTERM):
+        assert look(signal.SIGTERM) is before
+    assert look(signal.SIGTERM) is before
 
 
 def test_control_c_in_the_comparison_comes_too_late(tmp_path):

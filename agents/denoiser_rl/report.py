@@ -103,17 +103,14 @@ def print_table(summary: dict, algorithm: str) -> None:
 
 def draw_curve(folder: Path, algorithm: str) -> None:
     """Training reward and accuracy over iterations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, whose backend and figures are the caller's
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for name, colour in (("reward", "tab:red"), ("accuracy", "tab:blue")):
         axes.plot([row["step"] for row in rows], [row[name] for row in rows], color=colour, label=name)
     axes.set(xlabel="iteration", ylabel="of the sampled completions", title=algorithm, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(folder / "curve.png", dpi=150)
-    plt.close(figure)

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from dllm_gym.agents.config import EnvConfig, cosine, make_env, seeded
+from dllm_gym.agents.config import EnvConfig, cosine, make_env, own_threads, seeded
 from dllm_gym.agents.denoiser_rl.corruption import check_corruption, completion_mask
 from dllm_gym.agents.denoiser_rl.learner import Learner
 from dllm_gym.agents.denoiser_rl.objective import Loss, TrainerConfig
@@ -41,14 +41,13 @@ from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout
 
 
+@own_threads
 def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     """Train, then compare the denoiser with what it was on held-out problems. Returns the run's folder.
 
     Several processes (`accelerate launch`) share the problems of an iteration.
     """
     config.check()
-    if config.threads:
-        torch.set_num_threads(config.threads)
     accelerator = make_accelerator(config)
     denoiser = load_trainable(config.env, accelerator.device)
     sampler = make_stepwise(config.sampler, device=accelerator.device)

@@ -25,7 +25,15 @@ import torch
 from torch import Tensor
 
 from dllm_gym.agents.advantages import check_group, group_advantages
-from dllm_gym.agents.config import EnvConfig, check_common, cosine, iteration_generators, make_env, make_policy_network
+from dllm_gym.agents.config import (
+    EnvConfig,
+    check_common,
+    cosine,
+    iteration_generators,
+    make_env,
+    make_policy_network,
+    own_threads,
+)
 from dllm_gym.agents.heuristics import Threshold
 from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.report import ReportConfig, progress_bar, report
@@ -219,11 +227,10 @@ def check(config: GRPOConfig) -> None:
     check_group(config.group)
 
 
+@own_threads
 def train(config: GRPOConfig) -> Path:
     """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
     check(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     env = make_env(config.env)
     device = env.episodes.device
     policy = make_policy_network(config.policy, config.seed, device)

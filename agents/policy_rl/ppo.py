@@ -28,6 +28,7 @@ from dllm_gym.agents.config import (
     make_critic,
     make_env,
     make_policy_network,
+    own_threads,
 )
 from dllm_gym.agents.policy import PolicyConfig
 from dllm_gym.agents.report import ReportConfig, progress_bar, report
@@ -128,12 +129,11 @@ def ppo_loss(
     return policy_loss + value_weight * value_loss, metrics
 
 
+@own_threads
 def train(config: PPOConfig) -> Path:
     """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
     at_least_one(config, "episodes", "epochs", "minibatches")
     check_common(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     env = make_env(config.env)
     device = env.episodes.device
     policy = make_policy_network(config.policy, config.seed, device)

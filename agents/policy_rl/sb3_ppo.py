@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import BernoulliDistribution
@@ -24,7 +23,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from dllm_gym.agents.config import EnvConfig, check_common, make_env, make_policy_network, seeded
+from dllm_gym.agents.config import EnvConfig, check_common, make_env, make_policy_network, own_threads, seeded
 from dllm_gym.agents.policy import Critic, PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.report import ReportConfig, progress_bar, report
 from dllm_gym.agents.run import Run, at_least_one
@@ -168,12 +167,11 @@ class _RunCallback(BaseCallback):
         self.run.save(self.num_timesteps, state | {"seconds": time.perf_counter() - self.since})
 
 
+@own_threads
 def train(config: SB3PPOConfig) -> Path:
     """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
     at_least_one(config, "steps", "batch_size", "epochs")
     check_common(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     env = make_env(config.env)
     with seeded(config.seed):
         model = PPO(
