@@ -6,6 +6,7 @@ Every one unmasks at least one eligible position in EACH row that has one; thres
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -105,6 +106,10 @@ class Threshold:
     threshold: float = 0.9
     signals = ("confidence",)
 
+    def __post_init__(self):
+        if math.isnan(self.threshold):
+            raise ValueError("threshold=nan: must be a number; from 1 on, one token a step.")
+
     def __call__(self, observation: Observation) -> Tensor:
         confident = (observation.confidence[..., 0] > self.threshold) & observation.eligible
         return with_best(confident, observation)
@@ -137,7 +142,7 @@ class EntropyBounded:
     signals = ("entropy",)
 
     def __post_init__(self):
-        if self.gamma < 0:
+        if not self.gamma >= 0:
             raise ValueError(f"gamma={self.gamma}: must be 0 or more.")
 
     def __call__(self, observation: Observation) -> Tensor:
@@ -201,5 +206,5 @@ def make_policy(name: str, **arguments):
 
 def _positive(policy, *names: str) -> None:
     for name in names:
-        if getattr(policy, name) <= 0:
-            raise ValueError(f"{name}={getattr(policy, name)}: must be more than 0.")
+        if not 0 < getattr(policy, name) < math.inf:
+            raise ValueError(f"{name}={getattr(policy, name)}: must be more than 0, and finite.")

@@ -127,7 +127,7 @@ def train(config: JointConfig) -> Path:
 def _configs(config: JointConfig) -> tuple[grpo.GRPOConfig, TrainerConfig]:
     """Both trainers' configs, with what the joint config gives. Raises ValueError."""
     at_least_one(config, "rounds", "checkpoint_every")
-    if config.temperature <= 0:
+    if not config.temperature > 0:
         raise ValueError(
             f"temperature={config.temperature}: the completions of a problem must differ, give more than 0."
         )

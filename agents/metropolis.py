@@ -23,6 +23,7 @@ Metrics of a chain step, means over chains: ``acceptance`` and ``log_likelihood`
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,8 +61,8 @@ class Metropolis:
     """Of tokens, positions, maskings and acceptance."""
 
     def __post_init__(self):
-        if not self.alpha > 0:
-            raise ValueError(f"alpha={self.alpha}: must be more than 0 (1: the denoiser's own distribution).")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha={self.alpha}: must be more than 0, and finite (1: the denoiser's distribution).")
         if self.steps < 1 or self.steps % 1:
             raise ValueError(f"steps={self.steps}: must be a whole number, 1 or more.")
         if self.likelihood not in LIKELIHOODS:
@@ -148,6 +149,8 @@ class Metropolis:
                     f"step, and their probability is not that of the completion; give likelihood='elbo'."
                 )
             log_weight = (self.alpha * log_p - proposals.log_q).view(count, tries)
+            if log_weight.isnan().any():
+                raise FloatingPointError("the likelihoods of proposals are not numbers: no chain can accept or reject.")
             log_uniform = torch.as_tensor(np.log1p(-rng.random((count, self.steps))), device=device)
             states = accept(log_weight, log_uniform)
             chains.acceptance += (states[:, 1:] != states[:, :-1]).float() / len(ends)

@@ -113,8 +113,8 @@ class UnmaskingPolicy(nn.Module):
         super().__init__()
         if config.distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution={config.distribution!r}: must be one of {sorted(DISTRIBUTIONS)}.")
-        if config.temperature <= 0:
-            raise ValueError(f"temperature={config.temperature} of the policy: must be more than 0.")
+        if not 0 < config.temperature < math.inf:
+            raise ValueError(f"temperature={config.temperature} of the policy: must be more than 0, and finite.")
         self.config = config
         self.distribution = DISTRIBUTIONS[config.distribution]()
         self.trunk = Trunk(config)
@@ -130,20 +130,34 @@ class UnmaskingPolicy(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """``picks`` ``[B, L]`` (see `dllm_gym.agents.distributions`) and their log-probability ``[B]``."""
-        logits = self.logits(observation)
+        """``picks`` ``[B, L]`` (see `dllm_gym.agents.distributions`) and their log-probability ``[B]``.
+
+        Raises:
+            FloatingPointError: a logit is no number.
+        """
+        logits = self._finite_logits(observation)
         picks = self.distribution.sample(logits, observation.eligible, self.generator)
         return picks, self.distribution.log_prob(logits, observation.eligible, picks)
 
     @torch.no_grad()
     def __call__(self, observation: Observation) -> Tensor:
-        """The set to unmask, ``[B, L]`` bool."""
-        logits = self.logits(observation)
+        """The set to unmask, ``[B, L]`` bool. Raises FloatingPointError where a logit is no number."""
+        logits = self._finite_logits(observation)
         if self.deterministic:
             picks = (logits > 0) & observation.eligible
         else:
             picks = self.distribution.sample(logits, observation.eligible, self.generator) > 0
         return with_best(picks, observation, logits)
+
+    def _finite_logits(self, observation: Observation) -> Tensor:
+        logits = self.logits(observation)
+        if not logits.isfinite().all():
+            broken = [name for name, p in self.named_parameters() if not p.isfinite().all()]
+            reason = (
+                f"its weights {', '.join(broken)} are not" if broken else "what it saw, or its weights, is too large"
+            )
+            raise FloatingPointError(f"the policy's logits are not finite: {reason}.")
+        return logits
 
     def seed(self, seed: int) -> UnmaskingPolicy:
         """Draw from a generator of its own from now on; returns itself."""
@@ -186,6 +200,8 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Unmas
         config = PolicyConfig(**json.loads((path / "config.json").read_text())["policy"])
         policy = UnmaskingPolicy(config)
         policy.load_state_dict(load_file(path / "policy.safetensors"))
+        if broken := [name for name, p in policy.named_parameters() if not p.isfinite().all()]:
+            raise ValueError(f"the weights {', '.join(broken)} are not finite")
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(

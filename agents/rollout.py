@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm_gym.envs.episodes import Finished
+from dllm_gym.envs.episodes import Finished, require_rewards
 from dllm_gym.types import Observation, Rollout
 
 Policy = Callable[[Observation], Tensor]
@@ -135,8 +135,13 @@ class Evaluation:
 
 
 def evaluate(env, policy: Policy, problems: Sequence[int], *, seed: int = 0) -> Evaluation:
-    """Play each problem once, the policy called as at evaluation, and keep what a table needs. As `collect`."""
-    rollout = collect(env, policy, problems, seed=seed, explore=False, keep_steps=False)
+    """Play each problem once, the policy called as at evaluation, and keep what a table needs. As `collect`.
+
+    Raises:
+        FloatingPointError: a reward is no number.
+    """
+    given = {"seed": seed, "explore": False, "keep_steps": False}
+    rollout = collect(env, policy, problems, **given, ended=lambda _, end: require_rewards([end]))
     return Evaluation(
         correct=rollout.correct.cpu().numpy(),
         nfe=rollout.nfe.cpu().numpy(),

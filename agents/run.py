@@ -48,6 +48,7 @@ class Run:
         self.config = config
         self.main = main
         record = {"algorithm": algorithm} | _settings(config)
+        _refuse_nan(record)
         if config.resume:
             self.folder = Path(config.resume)
             stored = read_config(self.folder)
@@ -172,6 +173,16 @@ def at_least_one(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}: must be 1 or more.")
+
+
+def _refuse_nan(settings: dict[str, Any], prefix: str = "") -> None:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            _refuse_nan(value, f"{prefix}{name}.")
+        elif any(
+            isinstance(v, float) and math.isnan(v) for v in (value if isinstance(value, (list, tuple)) else [value])
+        ):
+            raise ValueError(f"{prefix}{name}={value}: must be a number.")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def run(prog: str, config_type: type, function: Callable, argv: list[str] | None
     """Call a function with the config that the flags give; a mistake is one line and exit code 2 (Ctrl-C: 130)."""
     try:
         function(tyro.cli(config_type, prog=prog, args=argv))
-    except (ValueError, IndexError, OSError, RuntimeError) as error:
+    except (ValueError, IndexError, OSError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("DLLM_GYM_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}\n(DLLM_GYM_TRACEBACK=1 shows where)", file=sys.stderr)

@@ -25,7 +25,7 @@ from dllm_gym.agents.rollout import Policy, collect
 from dllm_gym.agents.samplers import is_random, make_sampler, reads, reseeded
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
-from dllm_gym.envs.episodes import Finished
+from dllm_gym.envs.episodes import Finished, require_rewards
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.eval.film import play
 from dllm_gym.eval.results import PER_SAMPLE, Cell, ResultsFile
@@ -121,6 +121,7 @@ def evaluate_cell(
         nonlocal left
         if stopped.is_set():
             raise InterruptedError
+        require_rewards([end])
         with lock:
             left -= 1
             index, sample = divmod(number, config.samples)

@@ -235,6 +235,7 @@ def test_harmless_rewriting_changes_nothing(reference):
         (r"Simplify \[\frac{6}{8}.\]", r"\frac34", r"\frac{6}{8}", False),
         (r"Simplify \[\frac{6}{8}.\]", r"\frac34", r"0.75", True),
         ("Compute $2^3+5$.", "13", "2^3+5", False),
+        ("Simplify $(1+2i)6-3i$.", "6+9i", "(1+2i)6-3i", False),
         ("What is $1+2+x$ for $x=10$?", "13", "13", True),
         (r"Which is the largest, $\frac34$ or $0.7$?", r"\frac{3}{4}", r"\frac34", True),
         (r"Find $x$ if $x=\sqrt{49}$.", "7", "7", True),

@@ -131,7 +131,7 @@ class TrainerConfig:
             raise ValueError(f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}.")
         if self.lora.rank < 0:
             raise ValueError(f"lora.rank={self.lora.rank}: must be 0 (train all weights) or more.")
-        if self.env.temperature <= 0:
+        if not self.env.temperature > 0:
             raise ValueError(
                 f"env.temperature={self.env.temperature}: the completions of a problem must differ, give more than 0."
             )

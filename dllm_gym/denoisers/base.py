@@ -75,6 +75,9 @@ class Denoiser(ABC):
 
         Returns:
             `Prediction`, ``[B, L]`` and ``[B, L, k]``.
+
+        Raises:
+            FloatingPointError: the logits of a masked position are NaN, infinite, or all minus infinity.
         """
         rows, columns = canvas.masked.nonzero(as_tuple=True)
         features = self._encode_canvas(canvas)[rows, columns]
@@ -95,6 +98,8 @@ class Denoiser(ABC):
                 token = torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp(max=self.vocab_size - 1)
                 draw_log_prob = tempered.gather(1, token[:, None])[:, 0] - tempered.logsumexp(dim=-1)
             parts.append((token, probability.gather(1, token[:, None])[:, 0], draw_log_prob, top.values, entropy))
+        if not all(part[-1].isfinite().all() for part in parts):
+            raise FloatingPointError(self.not_finite(canvas))
 
         def scatter(values: Tensor) -> Tensor:
             full = values.new_zeros((*canvas.masked.shape, *values.shape[1:]))
@@ -115,6 +120,9 @@ class Denoiser(ABC):
             targets: ``[B, L]`` int64, the tokens to score.
             scored: ``[B, L]`` bool, where.
             temperature: logits are divided by it, as for tokens that are drawn at it; more than 0.
+
+        Raises:
+            FloatingPointError: as `predict`.
         """
         rows, columns = scored.nonzero(as_tuple=True)
         features, targets = self._encode_canvas(canvas)[rows, columns], targets[rows, columns]
@@ -124,23 +132,27 @@ class Denoiser(ABC):
             inputs = features[start : start + size], targets[start : start + size], temperature
             lean = torch.is_grad_enabled() and len(chunks) > 1
             parts.append(checkpoint(self._score, *inputs, use_reentrant=False) if lean else self._score(*inputs))
-        log_prob, centred = (torch.cat(values) for values in zip(*parts, strict=True))
+        log_prob, centred, normaliser = (torch.cat(values) for values in zip(*parts, strict=True))
+        if not normaliser.isfinite().all():
+            raise FloatingPointError(self.not_finite(canvas))
         zeros = log_prob.new_zeros(scored.shape)
         return Score(zeros.index_put((rows, columns), log_prob), zeros.index_put((rows, columns), centred))
 
-    def _score(self, features: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _score(self, features: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.head(features).float() / temperature
         mask = targets.new_tensor([self.mask_token_id])
         log_normaliser = logits.index_fill(1, mask, -torch.inf).logsumexp(dim=-1)
         mean = logits.index_fill(1, mask, 0.0).sum(dim=-1) / (logits.shape[-1] - 1)
         target = logits.gather(1, targets[:, None])[:, 0]
-        return target - log_normaliser, target - mean
+        return target - log_normaliser, target - mean, log_normaliser.detach()
+
+    def not_finite(self, canvas: Canvas) -> str:
+        """What to say where the logits of a canvas turned out to be no numbers."""
+        return f"the logits of {type(self).__name__} are not finite."
 
     def _encode_canvas(self, canvas: Canvas) -> Tensor:
         """Features of the completion's positions, ``[B, L, H]``."""
-        tokens = torch.cat([canvas.prompt, canvas.tokens], dim=1)
-        attention_mask = torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)
-        return self.encode(tokens, attention_mask)[:, -canvas.tokens.shape[1] :]
+        return self.encode(*inputs_of(canvas))[:, -canvas.tokens.shape[1] :]
 
     def _chunks(self, positions: int) -> list[tuple[int, int]]:
         """Start and size of runs of positions whose logits fit into `CHUNK`; at least one, perhaps empty."""
@@ -150,3 +162,9 @@ class Denoiser(ABC):
     def __deepcopy__(self, memo) -> Denoiser:
         """Gymnasium deep-copies specs and their keyword arguments; weights exist once."""
         return self
+
+
+def inputs_of(canvas: Canvas) -> tuple[Tensor, Tensor]:
+    """Tokens and attention mask ``[B, T]`` of prompts and completions."""
+    tokens = torch.cat([canvas.prompt, canvas.tokens], dim=1)
+    return tokens, torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dllm_gym.denoisers import checkpoints
-from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.denoisers.base import Denoiser, inputs_of
 from dllm_gym.denoisers.checkpoints import EMBEDDED
 from dllm_gym.denoisers.oracle import OracleDenoiser
+from dllm_gym.types import Canvas
 
 __all__ = ["EMBEDDED", "PretrainedDenoiser", "load_denoiser"]
 
@@ -79,6 +80,39 @@ class PretrainedDenoiser(Denoiser):
     def logits(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         features = self.encode(tokens, attention_mask)
         return self.head(features if positions is None else _take(features, positions))
+
+    @torch.no_grad()
+    def not_finite(self, canvas: Canvas) -> str:
+        """Names dtype and the first weight or layer that is no number: a broken checkpoint, or too small a range."""
+        dtype = str(self.causal_lm.dtype).removeprefix("torch.")
+        broken = (name for name, p in self.model.named_parameters() if not (p.is_meta or p.isfinite().all()))
+        weight = next(broken, None)
+        layer = None if weight else self._first_layer_not_finite(*inputs_of(canvas))
+        what = f"the weight {weight}" if weight else f"the output of {layer or 'the head'}"
+        advice = "the checkpoint is broken" if weight else "its weights are too large"
+        if dtype == "float16":
+            advice = "give dtype='bfloat16' or 'float32', whose range is wider"
+        return f"denoiser {self.causal_lm.name_or_path!r} in {dtype}: {what} is not finite; {advice}."
+
+    def _first_layer_not_finite(self, tokens: Tensor, attention_mask: Tensor) -> str | None:
+        """The module that first gives a value at a real token that is no number."""
+        found, hooks = [], []
+
+        def look(name: str, output: object) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            known = isinstance(output, Tensor) and output.shape[:2] == attention_mask.shape
+            if known and not output[attention_mask.to(output.device)].isfinite().all():
+                found.append(name)
+
+        for name, module in self.causal_lm.named_modules():
+            if name:
+                hooks.append(module.register_forward_hook(lambda _, __, output, name=name: look(name, output)))
+        try:
+            self.head(self.encode(tokens, attention_mask))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return next(iter(found), None)
 
     def merge(self) -> PretrainedDenoiser:
         """Write the adapter, where there is one, into the weights; the denoiser is then an ordinary one again."""

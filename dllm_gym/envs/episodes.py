@@ -6,8 +6,9 @@ One round is ``observe() -> commit(unmask)``; ``begin(rows)`` puts new problems 
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,16 @@ class Finished:
 
     Undecided is `dllm_gym.types.Verdict.undecided`: None, or why there was no verdict; it counts as wrong.
     """
+
+
+def require_rewards(finished: Iterable[Finished]) -> None:
+    """Raise FloatingPointError, which names the problem, where a reward or score is no number."""
+    for end in finished:
+        if not (math.isfinite(end.reward) and math.isfinite(end.info["score"])):
+            raise FloatingPointError(
+                f"problem {end.info['problem_id']!r}: reward {end.reward} for score {end.info['score']}; verifiers and "
+                f"rewards must give finite numbers."
+            )
 
 
 class Episodes:
@@ -96,8 +107,10 @@ class Episodes:
             )
         if not 1 <= confidence_k < self.denoiser.vocab_size:
             raise ValueError(f"confidence_k={confidence_k}: must be 1 to {self.denoiser.vocab_size - 1}.")
-        if temperature < 0:
-            raise ValueError(f"temperature={temperature}: must be 0 (argmax) or more.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature}: must be 0 (argmax) or more, and finite.")
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha={alpha}: must be a finite number.")
         if empty_action not in ("best", "noop"):
             raise ValueError(f"empty_action={empty_action!r}: must be 'best' or 'noop'.")
         self.temperature = temperature

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from dllm_gym.envs.episodes import Episodes
+from dllm_gym.envs.episodes import Episodes, require_rewards
 from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
 from dllm_gym.envs.trace import Trace
 from dllm_gym.tasks.base import Task
@@ -95,6 +95,7 @@ class UnmaskingEnv(gym.Env):
     Raises:
         ValueError: an argument out of range, named with its value and what is allowed; an action of a wrong shape or
             dtype; a problem that the denoiser cannot read or that does not fit into its context.
+        FloatingPointError: the denoiser's logits, a score or a reward are no finite numbers.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": 2}
@@ -135,6 +136,7 @@ class UnmaskingEnv(gym.Env):
         unmask = action_to_unmask(action, (self.episodes.gen_length,), self.episodes.device)
         masked = self.episodes.canvas.masked
         finished = self.episodes.commit(unmask[None])
+        require_rewards(finished)
         unmasked = (masked & ~self.episodes.canvas.masked)[0].cpu().numpy()
         if self.trace:
             self.trace.step(finished)

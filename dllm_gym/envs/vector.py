@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from dllm_gym.envs.episodes import Episodes, Finished
+from dllm_gym.envs.episodes import Episodes, Finished, require_rewards
 from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
 from dllm_gym.envs.trace import Trace
 from dllm_gym.envs.unmasking import UnmaskingEnv
@@ -101,6 +101,7 @@ class UnmaskingVectorEnv(VectorEnv):
         waiting = ~episodes.active
         masked = episodes.canvas.masked
         finished = episodes.commit(unmask)
+        require_rewards(finished)
         unmasked = masked & ~episodes.canvas.masked
         if self.trace:
             self.trace.step(finished)

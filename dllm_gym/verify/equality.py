@@ -86,7 +86,7 @@ def repeats(question: str, answer: str, given, expected: str, reference, is_comp
     if written == _written(expected) or (LITERAL.fullmatch(answer) and not given.has(sympy.Float)):
         return False
     same_form = given == reference
-    if same_form and not getattr(given, "is_Rational", False):  # 6/8 is 3/4 as soon as it is read
+    if same_form and not getattr(given, "is_number", False):  # 6/8 is 3/4 as soon as it is read
         return False
     formulas = [next(filter(None, groups)) for groups in FORMULA.findall(question)[-LAST_FORMULAS:]]
     sides = [side for formula in formulas for side in {formula, *formula.split("=")}]
