@@ -98,7 +98,7 @@ def test_logits_of_a_denoiser_of_ones_own(value):
         return found
 
     denoiser.logits = spoilt
-    with pytest.raises(FloatingPointError, match="the logits of ScriptedDenoiser are not finite"):
+    with pytest.raises(FloatingPointError, match="denoiser: its logits are not finite"):
         denoiser.predict(canvas)
 
 

@@ -1,13 +1,14 @@
 """LLaDA and Dream from tiny checkpoints in their own naming, against their forward pass written out here."""
 
 import json
+import re
 import shutil
 
 import gymnasium as gym
 import huggingface_hub
 import pytest
 import torch
-from checkpoints import write_dream, write_llada
+from checkpoints import DREAM_SPECIAL, LLADA_SPECIAL, write_dream, write_llada
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -362,6 +363,41 @@ def test_an_adapter_is_saved_and_loaded_on_its_base(folder, tmp_path):
     assert close(merged.logits(tokens), changed) and not any(p.requires_grad for p in again.model.parameters())
 
 
+def test_an_adapter_brings_its_own_tokenizer_and_template(folder, tmp_path):
+    denoiser = load_denoiser(folder)
+    base = denoiser.tokenizer.chat_template
+    denoiser.tokenizer.chat_template = "{% for m in messages %}Q: {{ m['content'] }} A:{% endfor %}"
+    add_adapter(denoiser, tmp_path / "adapter")
+    again = load_denoiser(tmp_path / "adapter")
+    assert again.tokenizer.chat_template == denoiser.tokenizer.chat_template != base
+    assert again.tokenizer("What?")["input_ids"] == denoiser.tokenizer("What?")["input_ids"]
+    for path in (tmp_path / "adapter").iterdir():
+        if not path.name.startswith("adapter"):
+            path.unlink()
+    assert load_denoiser(tmp_path / "adapter").tokenizer.chat_template == base
+
+
+def test_a_chat_template_that_fails(copy, data):
+    path = copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"chat_template": "{{ raise_exception('no system message') }}"}))
+    with pytest.raises(ValueError, match=r"denoiser '.*': the chat template .* problem '.*' \(.*no system message\)"):
+        gym.make("MaskedDiffusion-GSM8K-v0", denoiser=str(copy), dataset=data, gen_length=8)
+
+
+def test_a_tokenizer_that_is_not_that_of_the_weights(kind, tmp_path):
+    """Prompts with a token beyond the embedding's rows."""
+    special = {"llada": LLADA_SPECIAL, "dream": DREAM_SPECIAL}[kind]
+    rows = 256 + len(special) - 1
+    sizes = {"vocab_size": rows, "mask_token_id": 5} | ({"embedding_size": rows} if kind == "llada" else {})
+    folder = WRITERS[kind](tmp_path / "small", **sizes)
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"question": f"What is {special[-1]}?", "answer": "#### 4"}))
+    said = f"its token {rows} ({special[-1]!r}) is beyond the {rows} tokens of denoiser {str(folder)!r}"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        gym.make("MaskedDiffusion-GSM8K-v0", denoiser=str(folder), dataset=str(path), gen_length=8)
+
+
 def test_an_adapter_on_the_embedded_denoiser_in_the_environment(tmp_path):
     add_adapter(load_denoiser("embedded", dtype="float32"), tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
@@ -456,13 +492,120 @@ def test_configs_that_cannot_be_read(changes, parts, folders, tmp_path):
     assert [part for part in (f"denoiser={str(folder)!r}", *parts) if part not in message] == []
 
 
-@pytest.mark.parametrize("changes", [{"rope_scaling": {"type": "yarn"}}, {"hidden_act": "gelu"}])
-def test_dream_configs_that_cannot_be_read(changes, folders, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' (can be read: 'silu')"),
+        ({"rope_scaling": {"type": "yarn"}}, "'factor'"),
+        ({"rope_scaling": {"type": "mrope", "factor": 2.0}}, "its type must be one of"),
+        ({"rope_parameters": {"rope_theta": 7.0}}, "rope_theta 1000000.0 and 7.0"),
+        ({"rope_theta": None}, "lacks rope_theta"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+        ({"use_sliding_window": True}, "use_sliding_window=True"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config="),
+        ({"head_dim": 16}, "head_dim=16"),
+        ({"my_gate": 2}, "what is not known to change nothing: my_gate=2"),
+        ({"mask_token_id": "260"}, "mask_token_id='260': a token is a whole number"),
+        ({"eos_token_id": [256, 256.0]}, "eos_token_id=[256, 256.0]: a token is a whole number"),
+        ({"pad_token_id": -1}, "pad_token_id=-1: a token is a whole number"),
+    ],
+)
+def test_dream_configs_that_cannot_be_read(changes, named, folders, tmp_path):
     folder = shutil.copytree(folders["dream"], tmp_path / "copy")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+    change_config(folder, **changes)
+    assert named in error_of(ValueError, folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"quantization_config": {"bits": 4}}, {"use_sliding_window": True}, {"my_gate": 2}]
+)
+def test_saved_configs_that_cannot_be_read(changes, folders, tmp_path):
+    load_denoiser(folders["dream"]).save(tmp_path / "saved")
+    change_config(tmp_path / "saved", **changes)
     (name,) = changes
-    assert f"{name}={changes[name]!r}" in error_of(ValueError, folder)
+    assert f"{name}={changes[name]!r}" in error_of(ValueError, tmp_path / "saved")
+
+
+def test_fields_that_change_nothing(folder, kind, tmp_path):
+    """Those of the published configs and of other versions of transformers; and whatever says nothing."""
+    tokens = some_tokens(20)[None]
+    written = shutil.copytree(folder, tmp_path / "copy")
+    changes = {
+        "transformers_version": "9.9",
+        "dtype": "bfloat16",
+        "clip_qkv": None,
+        "quantization_config": None,
+        "new": None,
+    }
+    changes |= {"layer_types": ["full_attention"] * 2, "chunk_size_feed_forward": 0, "use_cache": True}
+    if kind == "llada":
+        changes |= {"alibi_bias_max": 8.0, "embedding_dropout": 0.0, "residual_dropout": 0.0, "precision": "amp_bf16"}
+        changes |= {"init_device": "meta", "init_fn": "mitchell", "init_std": 0.02, "flash_attention": False}
+        changes |= {"attention_layer_norm_with_affine": True, "init_cutoff_factor": None}
+    change_config(written, **changes)
+    assert torch.equal(load_denoiser(written).logits(tokens), load_denoiser(folder).logits(tokens))
+
+
+SCALING = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCALING)
+@torch.no_grad()
+def test_rope_scaling_is_done(name, folder, kind, tmp_path):
+    """As by the transformers class with the same parameters; written as transformers 4 or 5 write it."""
+    tokens = some_tokens(200)[None]
+    plain = load_denoiser(folder)
+    theta = plain.model.config.rope_parameters["rope_theta"]
+    parameters = {"rope_type": name, "rope_theta": theta, **SCALING[name]}
+    model = type(plain.model)(
+        type(plain.model.config).from_dict(plain.model.config.to_dict() | {"rope_parameters": parameters})
+    )
+    model.load_state_dict(plain.model.state_dict())
+    wanted = PretrainedDenoiser(model.eval(), plain.tokenizer).logits(tokens)
+    assert close(wanted, plain.logits(tokens), 1e-3) == (name == "dynamic")  # which begins beyond the context
+    for i, (changes, dropped) in enumerate(
+        [
+            ({"rope_scaling": {"type": name, **SCALING[name]}}, ()),
+            ({"rope_scaling": {"rope_type": name, **SCALING[name]}}, ()),
+            ({"rope_parameters": parameters}, ("rope_theta", "rope_scaling")),
+        ]
+    ):
+        written = shutil.copytree(folder, tmp_path / f"copy{i}")
+        change_config(written, *dropped, **changes)
+        assert close(load_denoiser(written).logits(tokens), wanted)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_tied_checkpoint_with_a_head(equal, kind, tmp_path):
+    tied = {"llada": "weight_tying", "dream": "tie_word_embeddings"}[kind]
+    folder = WRITERS[kind](tmp_path / "tied", **{tied: True})
+    wanted = load_denoiser(folder).logits(some_tokens(9)[None])
+    embedding = {"llada": "model.transformer.wte.weight", "dream": "model.embed_tokens.weight"}[kind]
+    head = {"llada": "model.transformer.ff_out.weight", "dream": "lm_head.weight"}[kind]
+    weights = load_file(folder / "model.safetensors")
+    weights[head] = weights[embedding].clone() + (0 if equal else 1)
+    save_file(weights, folder / "model.safetensors")
+    if equal:
+        assert torch.equal(load_denoiser(folder).logits(some_tokens(9)[None]), wanted)
+    else:
+        assert f"ties the head to the embedding, but {head} is another matrix" in error_of(ValueError, folder)
+
+
+def change_config(folder, *dropped: str, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in dropped}))
 
 
 def test_no_end_token(folders, tmp_path):

@@ -33,6 +33,8 @@ class Denoiser(ABC):
     context_length: int
     """Most tokens that prompt and completion may have together."""
     device: torch.device
+    name: str = "denoiser"
+    """What errors call it."""
     default_dataset: str = "hub"
     """The problems that an environment takes unless it is told: "hub" or "embedded"."""
 
@@ -148,7 +150,7 @@ class Denoiser(ABC):
 
     def not_finite(self, canvas: Canvas) -> str:
         """What to say where the logits of a canvas turned out to be no numbers."""
-        return f"the logits of {type(self).__name__} are not finite."
+        return f"{self.name}: its logits are not finite."
 
     def _encode_canvas(self, canvas: Canvas) -> Tensor:
         """Features of the completion's positions, ``[B, L, H]``."""

@@ -4,6 +4,8 @@ LLaDA (arXiv 2502.09992) is a Llama and Dream (arXiv 2508.15487) a Qwen2, both w
 checkpoint folder brings is ever run: no remote code, no pickle. Reading is strict: a config that the class cannot
 express, a weight that is missing, left over or of another shape are errors, never a warning.
 
+A config field counts only if it is known here: an unknown one could change what the model computes.
+
 Every function takes `given`, how the user named the checkpoint, to begin its errors with.
 """
 
@@ -42,7 +44,24 @@ LLADA_NAMES = {
 }
 """What transformers' Llama calls a module, and what LLaDA calls it."""
 
-LLADA_FIELDS = "d_model n_layers n_heads vocab_size max_sequence_length rope_theta rms_norm_eps".split()
+HARMLESS = {
+    *("model_type", "architectures", "auto_map", "_name_or_path", "name_or_path", "transformers_version"),
+    *("torch_dtype", "dtype", "use_cache", "is_causal", "return_dict", "output_attentions", "output_hidden_states"),
+    *("chunk_size_feed_forward", "problem_type", "id2label", "label2id", "tokenizer_class", "max_length"),
+    *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"),
+    *("end_token_ids", "fill_token_id", "shifted", "default_dataset"),
+}
+"""Fields that change nothing of the forward pass, or are read elsewhere here."""
+SHARED_FIXED = {
+    "attention_dropout": [0.0],
+    "attention_bias": [False],
+    "mlp_bias": [False],
+    "is_encoder_decoder": [False],
+    "pretraining_tp": [1],
+    "quantization_config": [None],
+    "clip_qkv": [None],
+}
+LLADA_FIELDS = "d_model n_layers n_heads vocab_size max_sequence_length rms_norm_eps".split()
 LLADA_FIXED = {
     "block_type": ["llama"],
     "block_group_size": [1],
@@ -57,19 +76,29 @@ LLADA_FIXED = {
     "rope": [True],
     "alibi": [False],
     "scale_logits": [False],
+    "embedding_dropout": [0.0],
+    "residual_dropout": [0.0],
+    **SHARED_FIXED,
 }
 """What makes a LLaDA config a Llama: the values of the published checkpoints, assumed where a field is absent."""
+LLADA_HARMLESS = {
+    *("embedding_size", "mlp_hidden_size", "mlp_ratio", "n_kv_heads", "multi_query_attention", "weight_tying"),
+    *("alibi_bias_max", "attention_layer_norm_with_affine", "rope_full_precision", "flash_attention", "precision"),
+    *("init_device", "init_fn", "init_std", "init_cutoff_factor"),
+}
 
+ROPE_FIELDS = ["rope_theta", "rope_scaling", "rope_parameters"]
 DREAM_FIELDS = [
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
 ]
 DREAM_FIXED = {
     "hidden_act": ["silu"],
-    "rope_scaling": [None],
     "use_sliding_window": [False, None],
     "use_mrope": [False, None],
+    **SHARED_FIXED,
 }
+DREAM_HARMLESS = {"tie_word_embeddings", "max_window_layers", "sliding_window"}
 
 END_TOKENS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>")
 """Tokens that end a completion wherever the tokenizer has them; the first fills the canvas after it."""
@@ -112,10 +141,12 @@ def read_config(given: str, folder: Path, raw: dict):
             return LlamaForCausalLM, LlamaConfig(**_llada_settings(given, raw), is_causal=False), LLADA_NAMES
         if kind == "Dream":
             return Qwen2ForCausalLM, Qwen2Config(**_dream_settings(given, raw), is_causal=False), {}
-        if kind == "llama" and not raw.get("is_causal", True):
-            return LlamaForCausalLM, LlamaConfig.from_pretrained(folder, local_files_only=True), {}
-        if kind == "qwen2" and not raw.get("is_causal", True):
-            return Qwen2ForCausalLM, Qwen2Config.from_pretrained(folder, local_files_only=True), {}
+        ours = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+        if kind in ours and not raw.get("is_causal", True):
+            model_class, config_class = ours[kind]
+            fixed = {"quantization_config": [None], "use_sliding_window": [False, None]}
+            _require_known(given, raw, {*config_class().to_dict(), "rope_scaling", "rope_theta"}, fixed)
+            return model_class, config_class.from_pretrained(folder, local_files_only=True), {}
     raise ValueError(
         f"{given}, is_causal={raw.get('is_causal', True)}; can be read: model_type 'llada', 'Dream', and 'llama' or "
         f"'qwen2' with is_causal false, as `train_policy.py sft` and `PretrainedDenoiser.save` write it."
@@ -153,6 +184,11 @@ def set_tokens(given: str, config, raw: dict, tokenizer) -> None:
         ends += [*named, pad, *(eos if isinstance(eos, list) else [eos])]
         fill = next((token for token in (*named[:1], pad, *ends) if token is not None), None)
     mask = raw.get("mask_token_id")
+    for name in ("mask_token_id", "eos_token_id", "pad_token_id", "fill_token_id", "end_token_ids"):
+        value = raw.get(name)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and (type(token) is not int or token < 0):
+                raise ValueError(f"{given}: config.json has {name}={value!r}: a token is a whole number, 0 or more.")
     config.mask_token_id = tokenizer.mask_token_id if mask is None else mask
     config.end_token_ids = raw.get("end_token_ids", sorted(set(ends) - {None, config.mask_token_id}))
     config.fill_token_id = raw.get("fill_token_id", fill)
@@ -176,6 +212,10 @@ def read_weights(given: str, folder: Path, model_class, config, names: dict[str,
         expected = model_class(config).state_dict()
     if config.tie_word_embeddings:
         del expected["lm_head.weight"]
+        head, embedding = (_original_name(f"{name}.weight", names) for name in ("lm_head", "model.embed_tokens"))
+        both = head in found and embedding in found
+        if both and not torch.equal(found.pop(head), found[embedding]):
+            raise ValueError(f"{given}: config.json ties the head to the embedding, but {head} is another matrix.")
     originals = {name: _original_name(name, names) for name in expected}
     require_fit(given, "config.json", {originals[name]: weight for name, weight in expected.items()}, found)
     return {name: found[original] for name, original in originals.items()}
@@ -250,7 +290,8 @@ def _download(given: str, name: str) -> Path:
 
 
 def _llada_settings(given: str, raw: dict) -> dict:
-    _require_expressible(given, raw, LLADA_FIELDS, LLADA_FIXED)
+    _require_fields(given, raw, LLADA_FIELDS)
+    _require_known(given, raw, {*LLADA_FIELDS, *LLADA_HARMLESS, *ROPE_FIELDS}, LLADA_FIXED)
     heads, width = raw["n_heads"], raw["d_model"]
     rows = raw.get("embedding_size") or raw["vocab_size"]  # the embedding may be padded beyond the vocabulary
     if rows < raw["vocab_size"]:
@@ -265,28 +306,60 @@ def _llada_settings(given: str, raw: dict) -> dict:
         "max_position_embeddings": raw["max_sequence_length"],
         "rms_norm_eps": raw["rms_norm_eps"],
         "tie_word_embeddings": raw.get("weight_tying", False),
-        **_shared_settings(raw),
+        **_shared_settings(given, raw),
     }
 
 
 def _dream_settings(given: str, raw: dict) -> dict:
-    _require_expressible(given, raw, [*DREAM_FIELDS, "rope_theta"], DREAM_FIXED)
+    _require_fields(given, raw, DREAM_FIELDS)
+    _require_known(given, raw, {*DREAM_FIELDS, *DREAM_HARMLESS, *ROPE_FIELDS}, DREAM_FIXED)
     tied = raw.get("tie_word_embeddings", False)
-    return {name: raw[name] for name in DREAM_FIELDS} | {"tie_word_embeddings": tied} | _shared_settings(raw)
+    return {name: raw[name] for name in DREAM_FIELDS} | {"tie_word_embeddings": tied} | _shared_settings(given, raw)
 
 
-def _shared_settings(raw: dict) -> dict:
+def _shared_settings(given: str, raw: dict) -> dict:
     # No pad token: it would become the embedding's padding index, whose gradient is cut, and here it is a real token.
-    return {
-        "rope_parameters": {"rope_type": "default", "rope_theta": raw["rope_theta"]},
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-    }
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return {"rope_parameters": _rope_parameters(given, raw), **tokens}
 
 
-def _require_expressible(given: str, raw: dict, fields: Iterable[str], fixed: dict[str, list]) -> None:
-    if lacking := [name for name in fields if raw.get(name) is None]:
+def _rope_parameters(given: str, raw: dict) -> dict:
+    """`rope_parameters` of transformers 5, or what older versions wrote: `rope_theta` and `rope_scaling`."""
+    scaling = dict(raw.get("rope_scaling") or {})
+    if "type" in scaling:
+        scaling.setdefault("rope_type", scaling.pop("type"))
+    older = {"rope_theta": raw["rope_theta"]} if raw.get("rope_theta") is not None else {}
+    older |= scaling
+    newer = raw.get("rope_parameters") or {}
+    other = [name for name in older.keys() & newer.keys() if older[name] != newer[name]]
+    if other:
+        said = ", ".join(f"{name} {older[name]!r} and {newer[name]!r}" for name in sorted(other))
+        raise ValueError(f"{given}: config.json says two things of its rotary embedding: {said}.")
+    parameters = {"rope_type": "default"} | older | newer
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    known = ["default", *ROPE_INIT_FUNCTIONS]
+    if parameters["rope_type"] not in known:
+        name = "rope_scaling" if scaling else "rope_parameters"
+        raise ValueError(f"{given}: config.json has {name}={raw[name]!r}: its type must be one of {known}.")
+    return parameters
+
+
+def _require_fields(given: str, raw: dict, fields: Iterable[str]) -> None:
+    theta = raw.get("rope_theta", (raw.get("rope_parameters") or {}).get("rope_theta"))
+    found = raw | {"rope_theta": theta}
+    if lacking := [name for name in (*fields, "rope_theta") if found.get(name) is None]:
         raise ValueError(f"{given}: config.json lacks {', '.join(lacking)}.")
-    other = {name: raw[name] for name, allowed in fixed.items() if name in raw and raw[name] not in allowed}
+
+
+def _require_known(given: str, raw: dict, known: set[str], fixed: dict[str, list]) -> None:
+    """Refuse fields whose value the transformers class does not have, and fields that nobody here knows."""
+    fixed = fixed | {"layer_types": [["full_attention"] * len(raw.get("layer_types") or [])]}
+    other = {n: raw[n] for n, allowed in fixed.items() if raw.get(n) is not None and raw[n] not in allowed}
+    unknown = {name: raw[name] for name in raw.keys() - known - fixed.keys() - HARMLESS if raw[name] is not None}
+    if unknown:
+        said = ", ".join(f"{name}={value!r}" for name, value in sorted(unknown.items()))
+        raise ValueError(f"{given}: config.json has what is not known to change nothing: {said}.")
     if other:
         said = ", ".join(f"{name}={value!r} (can be read: {fixed[name][0]!r})" for name, value in other.items())
         raise ValueError(f"{given}: config.json asks for what its transformers class does not have: {said}.")

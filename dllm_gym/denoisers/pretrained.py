@@ -52,6 +52,7 @@ class PretrainedDenoiser(Denoiser):
         self.vocab_size = config.vocab_size
         self.context_length = config.max_position_embeddings
         self.device = model.get_input_embeddings().weight.device
+        self.name = f"denoiser {model.name_or_path!r}"
         self.default_dataset = config.default_dataset
         self.shifted = config.shifted
 
@@ -92,7 +93,7 @@ class PretrainedDenoiser(Denoiser):
         advice = "the checkpoint is broken" if weight else "its weights are too large"
         if dtype == "float16":
             advice = "give dtype='bfloat16' or 'float32', whose range is wider"
-        return f"denoiser {self.causal_lm.name_or_path!r} in {dtype}: {what} is not finite; {advice}."
+        return f"{self.name} in {dtype}: {what} is not finite; {advice}."
 
     def _first_layer_not_finite(self, tokens: Tensor, attention_mask: Tensor) -> str | None:
         """The module that first gives a value at a real token that is no number."""
@@ -243,6 +244,9 @@ def _load_adapter(given: str, folder: Path, **options) -> PretrainedDenoiser:
         checkpoints.require_fit(given, checkpoints.ADAPTER, expected, weights)
         set_peft_model_state_dict(model, weights)
     denoiser.model = model.eval().requires_grad_(False)
+    denoiser.name = given
+    if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        denoiser.tokenizer = checkpoints.read_tokenizer(given, folder)
     return denoiser
 
 

@@ -199,7 +199,13 @@ class Episodes:
         text = problem.prompt
         if tokenizer.chat_template:
             message = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            try:
+                text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # of whatever the template says
+                raise ValueError(
+                    f"{self.denoiser.name}: the chat template of its tokenizer fails on problem {problem.id!r} "
+                    f"({type(error).__name__}: {error})."
+                ) from error
         tokens = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens:
             words = [word for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
@@ -208,6 +214,11 @@ class Episodes:
                 f"problem {problem.id!r}: the denoiser's tokenizer lacks {len(lacking)} of its words "
                 f"({', '.join(map(repr, lacking[:8]))}{', ...' if len(lacking) > 8 else ''}). "
                 f"The embedded denoiser reads embedded problems only: dataset='embedded'."
+            )
+        if tokens and (largest := max(tokens)) >= self.denoiser.vocab_size:
+            raise ValueError(
+                f"problem {problem.id!r}: its token {largest} ({tokenizer.decode([largest])!r}) is beyond the "
+                f"{self.denoiser.vocab_size} tokens of {self.denoiser.name}: the tokenizer is not that of the weights."
             )
         if len(tokens) + self.gen_length > self.denoiser.context_length:
             raise ValueError(
