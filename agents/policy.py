@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from dllm_gym.agents.distributions import DISTRIBUTIONS
 from dllm_gym.decoding import with_best
+from dllm_gym.files import written
 from dllm_gym.types import Observation
 
 
@@ -166,11 +167,12 @@ class UnmaskingPolicy(nn.Module):
 
     def save(self, folder: str | Path, **record) -> Path:
         """Write config.json (with ``record`` beside the architecture) and policy.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / "policy.safetensors")
-        (folder / "config.json").write_text(json.dumps({"policy": asdict(self.config)} | record, indent=2) + "\n")
-        return folder
+        settings = json.dumps({"policy": asdict(self.config)} | record, indent=2)
+        with written(folder) as temporary:
+            temporary.mkdir()
+            save_file(self.state_dict(), temporary / "policy.safetensors")
+            (temporary / "config.json").write_text(settings + "\n")
+        return Path(folder)
 
 
 class Critic(nn.Module):

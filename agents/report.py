@@ -13,6 +13,7 @@ from dllm_gym.agents.config import EnvConfig, make_env
 from dllm_gym.agents.heuristics import make_policy
 from dllm_gym.agents.policy import UnmaskingPolicy
 from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, describe_undecided, evaluate
+from dllm_gym.files import written
 
 
 @dataclass
@@ -168,7 +169,8 @@ def draw_front(path: Path, summary: dict, learned: list[str]) -> None:
     axes.set(xlabel="denoiser forwards per completion (NFE)", ylabel="accuracy %", title=summary["env"]["id"])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=150)
+    with written(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def console():

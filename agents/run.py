@@ -14,13 +14,15 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from dllm_gym.files import append, held, remove_unfinished, write_text, written
 
 KEPT = 2
 """Newest checkpoints that a run keeps."""
@@ -60,11 +62,15 @@ class Run:
                 raise ValueError(f"resume={config.resume!r}: the config differs from the run's own ({changes}).")
         else:
             self.folder = Path(config.run_dir or f"runs/{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self._held = ExitStack()
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(held(self.folder / ".lock", f"run {str(self.folder)!r}"))
+            remove_unfinished(self.folder)
         if main and not config.resume:
             if (self.folder / "config.json").exists():
                 raise FileExistsError(f"run_dir={str(self.folder)!r} holds a run already: resume it, or name another.")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+            write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
         self.stop_requested = False
         self._signal, self._asked = signal.SIGTERM, math.inf
 
@@ -80,7 +86,9 @@ class Run:
     def __exit__(self, kind, *_) -> None:
         self._signals.__exit__(None, None, None)
         if self.main:
-            self._writer.close()
+            with suppress(OSError) if kind else nullcontext():  # a full disk has been said already
+                self._writer.close()
+        self._held.close()
         if kind is None and self.stop_requested:
             if self.main:
                 print(f"stopped; continue with --resume {self.folder}")
@@ -99,8 +107,7 @@ class Run:
             FloatingPointError: a metric is not finite; it is logged first, and the batch's problems are named.
         """
         if self.main:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": step} | metrics) + "\n")
+            append(self.folder / "metrics.jsonl", json.dumps({"step": step} | metrics))
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -109,19 +116,21 @@ class Run:
             raise FloatingPointError(f"step {step}: {', '.join(broken)} not finite; problems {indices}.")
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write checkpoint ``step`` and drop the oldest."""
+        """Write checkpoint ``step`` and drop the oldest.
+
+        Raises:
+            OSError: it cannot be written; those before it are whole, and the run continues from them.
+        """
         if not self.main:
             return
         tensors: dict[str, torch.Tensor] = {}
         skeleton = _pack(state, "", tensors)
-        temporary, final = self.folder / "checkpoint.tmp", self.folder / f"checkpoint-{step:06d}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_file(tensors, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step, "state": skeleton}))
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        final = self.folder / f"checkpoint-{step:06d}"
+        with written(final) as temporary:
+            temporary.mkdir()
+            save_file(tensors, temporary / "state.safetensors")
+            (temporary / "state.json").write_text(json.dumps({"step": step, "state": skeleton}))
+            shutil.rmtree(final, ignore_errors=True)
         for old in _checkpoints(self.folder)[:-KEPT]:
             shutil.rmtree(old)
 
@@ -143,13 +152,13 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if self.main and path.exists():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            path.write_text("".join(line for line in whole if json.loads(line)["step"] <= content["step"]))
+            write_text(path, "".join(line for line in whole if json.loads(line)["step"] <= content["step"]))
         return content["step"], state
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, and say where the run is."""
         self.stop_requested = False  # too late
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         print(f"run folder: {self.folder}")
 
 

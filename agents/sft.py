@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from dllm_gym.agents.config import own_threads, seeded
 from dllm_gym.agents.run import Run, at_least_one
+from dllm_gym.files import written
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import Task
 
@@ -218,8 +219,9 @@ def train(config: SFTConfig) -> Path:
 
 def save_denoiser(model, tokenizer, folder: Path) -> None:
     """Write a folder that `load_denoiser` takes: bfloat16 safetensors, config and tokenizer."""
-    copy.deepcopy(model).bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with written(folder) as temporary:
+        copy.deepcopy(model).bfloat16().save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def _build_model(config: SFTConfig, tokenizer):

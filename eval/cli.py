@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dllm_gym.eval.command import run
+from dllm_gym.eval.command import Failed, one_line, run
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.results import ResultsFile
 from dllm_gym.eval.tables import print_cells
@@ -40,7 +42,7 @@ class EvalConfig(CellConfig):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``dllm-eval [COMMAND] [flags]``. Returns the exit code: 2 for a mistake in what was given."""
+    """``dllm-eval [COMMAND] [flags]``. Returns the exit code: 2 for a mistake in what was given, 1 if a part failed."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in COMMANDS:
         module, config, function = COMMANDS[arguments[0]]
@@ -62,12 +64,26 @@ def _evaluate(config: EvalConfig) -> None:
     requests = [CellConfig(sampler, **shared) for sampler in config.sampler]
     for request in requests:
         request.check()
-    file = ResultsFile(config.output) if config.output else None
-    cells = []
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    cells, errors = [], {}
+    with (
+        ResultsFile(config.output) if config.output else nullcontext() as file,
+        Progress(console=Console(stderr=True), transient=True) as bars,
+    ):
         for request in requests:
             bar = bars.add_task(escape(request.sampler), total=None)
-            cells.append(evaluate_cell(request, file, lambda n, of, bar=bar: bars.update(bar, completed=n, total=of)))
+            show = partial(_show, bars, bar)
+            try:
+                cells.append(evaluate_cell(request, file, show))
+            except (ValueError, RuntimeError, FloatingPointError) as error:  # the others may do better
+                errors[request.sampler] = error
+    if not cells:
+        raise next(iter(errors.values()))
     print_cells(cells)
     if config.output:
         print(f"results: {config.output}")
+    if errors:
+        raise Failed([f"{sampler}: {one_line(error)}" for sampler, error in errors.items()], len(requests))
+
+
+def _show(bars, bar, done: int, of: int) -> None:
+    bars.update(bar, completed=done, total=of)

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -21,17 +21,18 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from filelock import FileLock, Timeout
 
 from dllm_gym.agents.config import EnvConfig
 from dllm_gym.agents.report import console
 from dllm_gym.agents.rollout import bootstrap_interval, describe_undecided
 from dllm_gym.agents.run import handled
+from dllm_gym.eval.command import Failed, one_line
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.experiment_file import Comparison, Experiment, Training, draws, read_experiment, trained
 from dllm_gym.eval.metrics import summary
 from dllm_gym.eval.results import Cell, ResultsFile
 from dllm_gym.eval.tables import fronts, ids, unit, values, with_interval
+from dllm_gym.files import held, write_text
 
 
 @dataclass
@@ -55,16 +56,14 @@ def experiment(config: ExperimentConfig) -> None:
 
     Raises:
         ValueError: what `read_experiment` refuses, or a folder that another process is working in.
+        Failed: of trainings or evaluations; the tables have what the others gave.
     """
     whole = read_experiment(config.file)
     folder = config.folder or Path("runs/experiments") / config.file.stem
     folder.mkdir(parents=True, exist_ok=True)
     ended = handled(lambda number, _: sys.exit(128 + number), signal.SIGTERM)  # so that workers can save
-    try:
-        with ended, FileLock(folder / ".lock", timeout=0):
-            _run(whole, folder, config)
-    except Timeout:
-        raise ValueError(f"{folder}: another process is at work in it; wait, or give another --folder.") from None
+    with ended, held(folder / ".lock", f"folder={str(folder)!r}"):
+        _run(whole, folder, config)
 
 
 def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
@@ -77,28 +76,54 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
         for seed in (seeds if draws(*variant) else [0])
     ]
     spawn = multiprocessing.get_context("spawn")
+    failures, lost = [], set()
     with ProcessPoolExecutor(config.workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             jobs = [pool.submit(_train, whole.train[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
-            for job in jobs:
-                print(f"trained {job.result()}", flush=True)
-            jobs = [pool.submit(_evaluate, whole, cell, folder, config) for cell in cells]
+            for training, job in zip(trainings, jobs, strict=True):
+                if (folder_of := _result(job, "training {}, seed {}".format(*training), failures)) is None:
+                    lost.add(training)
+                else:
+                    print(f"trained {folder_of}", flush=True)
+            needs = {(name, i, seed): trained(*whole.cells[name].variants()[i]) for name, i, seed in cells}
+            possible = [cell for cell in cells if not lost & {(text, cell[2]) for text in needs[cell]}]
+            jobs = [pool.submit(_evaluate, whole, cell, folder, config) for cell in possible]
             found = {(name, i): [] for name, i, _ in cells}
-            for (name, i, seed), job in zip(cells, jobs, strict=True):
-                found[name, i].append(job.result())
-                print(f"evaluated {name} {i}, seed {seed}", flush=True)
+            for (name, i, seed), job in zip(possible, jobs, strict=True):
+                if cell := _result(job, f"evaluation {name} {i}, seed {seed}", failures):
+                    found[name, i].append(cell)
+                    print(f"evaluated {name} {i}, seed {seed}", flush=True)
         except BaseException:
             for worker in multiprocessing.active_children():  # a training saves what it has
                 worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+    wanted = Counter((name, i) for name, i, _ in cells)  # means over some of the seeds would not be comparable
+    found = {key: cells for key, cells in found.items() if len(cells) == wanted[key]}
+    if not found:
+        raise Failed(failures, len(trainings) + len(cells))
     variants = {name: grid.variants() for name, grid in whole.cells.items()}
-    parts = [whole.claim, _cell_table(found, variants), _comparison_table(whole.compare, found, variants)]
+    whole_cells = {name for name, points in variants.items() if all((name, i) in found for i in range(len(points)))}
+    compared = [entry for entry in whole.compare if {entry.first, entry.second} <= whole_cells]
+    parts = [whole.claim, _cell_table(found, variants), _comparison_table(compared, found, variants)]
     parallelism = fronts([cell for cells in found.values() for cell in cells])
     parts.append("\n".join(f"Accuracy under parallelism, {name}: {value:.1f}" for name, value in parallelism.items()))
     text = "\n\n".join(filter(None, parts)) + "\n"
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    write_text(folder / "table.md", text)
     console().print(text, markup=False, highlight=False, soft_wrap=True)
+    if failures:
+        raise Failed(failures, len(trainings) + len(cells))
+
+
+def _result(job: Future, what: str, failures: list[str]):
+    """What a job returned; None where it failed, which is put down."""
+    try:
+        return job.result()
+    except BrokenExecutor:  # a worker is gone, and no other will begin anything
+        raise
+    except Exception as error:
+        failures.append(f"{what}: {one_line(error)}")
+        return None
 
 
 def _end_with_parent() -> None:
@@ -122,7 +147,7 @@ def _train(training: Training, folder: Path, seed: int) -> str:
     record = folder.with_name(f"{folder.name}.json")
     if record.exists() and record.read_text() != asked:
         raise ValueError(f"{folder}: trained with other settings, {record.read_text()}; give another --folder.")
-    record.write_text(asked)
+    write_text(record, asked)
     if not (folder / "summary.json").exists():
         if list(folder.glob("checkpoint-*")):
             flags = ["--resume", str(folder)]
@@ -159,7 +184,8 @@ def _evaluate(whole: Experiment, cell: tuple[str, int, int], folder: Path, confi
         env = env | {"denoiser": str(runs[env["denoiser"].strip("{}")] / "denoiser")}
     problems = config.problems or grid.problems
     request = CellConfig(sampler, EnvConfig(**env), problems, grid.samples, grid.split, seed)
-    return evaluate_cell(request, ResultsFile(path))
+    with ResultsFile(path) as file:
+        return evaluate_cell(request, file)
 
 
 def _variant(name: str, variants: list, i: int) -> str:

@@ -20,6 +20,7 @@ import tyro
 from dllm_gym.eval.command import run
 from dllm_gym.eval.report_data import payload
 from dllm_gym.eval.report_plots import write_plots
+from dllm_gym.files import write_text
 
 SCRIPTS = ("report.js", "report-plots.js", "report-figures.js", "report-player.js")
 
@@ -79,10 +80,7 @@ def write_report(paths: list[Path], output: Path, completions: int = 20_000) -> 
                 f"results={str(path)!r}: does not exist; give a file that dllm-eval wrote, or a run's folder."
             )
     data = payload(paths, completions)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(_page(data), encoding="utf-8")
-    temporary.replace(output)
+    write_text(output, _page(data))
     return write_plots(data, output.with_name(f"{output.stem}-plots"))
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from dllm_gym.files import written
+
 COLOURS = "#2457d6 #c2410c #0b7a53 #b0188f #6b3fd4 #0b7c94 #8a6100 #c01f3c #4d5566 #4b7a06".split()
 MARKERS = "os^Dv"
 DASHES = ["-", (0, (5, 3)), ":", "-.", (0, (8, 3))]
@@ -42,7 +44,6 @@ def _write(folder: Path, name: str, draw: Callable) -> list[Path]:
     from matplotlib.figure import Figure  # not pyplot, whose backend and figures are the caller's
 
     stem = re.sub(r"[^\w.]+", "-", name.replace("_", "-")).strip("-.")[:120]
-    folder.mkdir(parents=True, exist_ok=True)
     # Names are untrusted: a "$" in one must not be read as mathematics. The salt makes equal plots equal files.
     with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "dllm-gym", "font.size": 9}):
         figure = Figure(figsize=(7, 4.4), layout="constrained")
@@ -52,8 +53,9 @@ def _write(folder: Path, name: str, draw: Callable) -> list[Path]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False, ncols=1 + len(axes.get_legend_handles_labels()[0]) // 12)
         files = [folder / f"{stem}.png", folder / f"{stem}.svg"]
-        figure.savefig(files[0], dpi=150)
-        figure.savefig(files[1], metadata={"Date": None})
+        for file, options in zip(files, ({"dpi": 150}, {"metadata": {"Date": None}}), strict=True):
+            with written(file) as temporary:
+                figure.savefig(temporary, **options)
     return files
 
 

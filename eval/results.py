@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from dllm_gym.agents.rollout import count_reasons
+from dllm_gym.files import append, held, write_text
 
 PER_SAMPLE = ("correct", "score", "nfe", "reward", "length", "log_likelihood", "completion")
 
@@ -63,22 +65,34 @@ class Cell:
     def sort(self) -> None:
         """Problems by index, each once: they are written in the order in which they end, by two processes perhaps."""
         self.problems = [record for _, record in sorted({r["index"]: r for r in self.problems}.items())]
+        self.films = list({film["problem_id"]: film for film in self.films}.values())
 
 
 class ResultsFile:
-    """A results file that is being written; what it holds already is read first.
+    """A results file that is being written, by one process at a time; what it holds already is read first.
+
+    A context manager, which gives the file back to others at its end.
 
     Raises:
-        ValueError: the file is not one of results.
+        ValueError: the file is not one of results, or another process is writing it.
+        OSError: it cannot be written.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._held = ExitStack()
+        self._held.enter_context(held(self.path.with_name(f".{self.path.name}.lock"), f"results {str(self.path)!r}"))
         self.cells = {cell.key: cell for cell in read_results(self.path)} if self.path.exists() else {}
         if self.path.exists() and (text := self.path.read_text(encoding="utf-8")) and not text.endswith("\n"):
             whole = _is_json(text[text.rfind("\n") + 1 :])  # else it was cut while it was written
-            self.path.write_text(text + "\n" if whole else text[: text.rfind("\n") + 1], encoding="utf-8")
+            write_text(self.path, text + "\n" if whole else text[: text.rfind("\n") + 1])
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._held.close()
 
     def open(self, key: str, settings: dict) -> Cell:
         """The cell with this key: what there is of it, or a new one."""
@@ -88,13 +102,14 @@ class ResultsFile:
         return self.cells[key]
 
     def write(self, key: str, kind: str, record: dict) -> None:
-        """Append a line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "cell": key} | record) + "\n")
+        """Append a line. Raises OSError where it cannot be written; the next process drops half a line."""
+        append(self.path, json.dumps({"kind": kind, "cell": key} | record))
 
 
 def read_results(path: str | Path) -> list[Cell]:
-    """The cells of a results file, finished or not. A last line that was cut is dropped, with a warning.
+    """The cells of a results file, finished or not.
+
+    A last line that was cut is dropped, and of problems that are there twice the last counts, both with a warning.
 
     Raises:
         FileNotFoundError: no such file.
@@ -120,8 +135,14 @@ def read_results(path: str | Path) -> list[Cell]:
                 print(f"warning: {path}, line {number}: cut after {len(line)} characters, dropped.", file=sys.stderr)
                 continue
             raise ValueError(f"results {str(path)!r}, line {number}: not a result ({error!r}).") from None
+    doubled = 0
     for cell in cells.values():
+        doubled += len(cell.problems)
         cell.sort()
+        doubled -= len(cell.problems)
+    if doubled:
+        said = f"{doubled} problems are there more than once: two processes wrote it. The last of each counts."
+        print(f"warning: {path}: {said}", file=sys.stderr)
     return list(cells.values())
 
 

@@ -24,6 +24,8 @@ from dllm_gym.agents.policy import load_policy
 from dllm_gym.agents.policy_rl import grpo, ppo, sb3_ppo
 from dllm_gym.agents.report import ReportConfig
 from dllm_gym.agents.rollout import Evaluation, bootstrap_interval, evaluate
+from dllm_gym.eval.command import one_line
+from dllm_gym.files import write_text, written
 from dllm_gym.rewards import multiplicative
 
 TRAINERS = {
@@ -131,8 +133,8 @@ def _evaluate(job: Job, config: Config, policy, split: str) -> Evaluation:
 
 
 def _save(path: Path, result: Evaluation) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, correct=result.correct, nfe=result.nfe, score=result.score)
+    with written(path) as temporary:
+        np.savez(temporary, correct=result.correct, nfe=result.nfe, score=result.score)
 
 
 def compare(algorithm: str, task: str, block: int, alpha: float, config: Config) -> dict:
@@ -210,7 +212,8 @@ def draw_curves(path: Path, config: Config, task: str, block: int, alpha: float)
     axes.set(xlabel="denoiser forwards (rows)", ylabel="training reward", title=f"{task}, alpha {alpha:g}")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with written(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def main(config: Config) -> None:
@@ -222,11 +225,14 @@ def main(config: Config) -> None:
         waiting = [pool.submit(run_job, job, config) for job in jobs]
         waiting += [pool.submit(evaluate_thresholds, job, config) for job in settings.values()]
         for future in waiting:
-            print(future.result(), flush=True)
+            error = future.exception()
+            print(f"failed: {one_line(error)}" if error else future.result(), flush=True)
+    if failed := sum(future.exception() is not None for future in waiting):
+        raise SystemExit(f"{failed} of {len(waiting)} failed; what succeeded is kept.")
     rows = [compare(a, *cell, config) for cell in cells for a in config.algorithms]
     text = table(rows)
     print(f"{config.seeds} seeds, {config.problems} held-out problems\n\n{text}")
-    (Path(config.folder) / "table.md").write_text(text + "\n")
+    write_text(Path(config.folder) / "table.md", text + "\n")
     for task, block, alpha in cells:
         draw_curves(Path(config.folder) / f"curves-{task}-block{block}-alpha{alpha:g}.png", config, task, block, alpha)
 

@@ -150,8 +150,8 @@ def test_what_is_there_twice_counts_once(tmp_path):
 
 
 def test_a_finished_cell_is_not_done_again(tmp_path, monkeypatch):
-    file = ResultsFile(tmp_path / "results.jsonl")
-    first = evaluate_cell(CellConfig("threshold", ARGMAX, problems=2), file)
+    with ResultsFile(tmp_path / "results.jsonl") as file:
+        first = evaluate_cell(CellConfig("threshold", ARGMAX, problems=2), file)
     before = file.path.read_text()
     monkeypatch.setattr("dllm_gym.eval.evaluate.collect", None)
     assert evaluate_cell(CellConfig("threshold", ARGMAX, problems=2), ResultsFile(file.path)) == first

@@ -76,7 +76,8 @@ def metrics_of(folder: Path) -> list[dict]:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".lock"))
+    return {path: path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(("algorithm", "weights"), WEIGHTS)

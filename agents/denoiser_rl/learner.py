@@ -185,7 +185,8 @@ class Learner:
                 self.masters[name].grad, p.grad = p.grad.float(), None
         norm = self.accelerator.clip_grad_norm_(list(self.masters.values()), self.config.max_grad_norm)
         for optimizer in self.optimizers:
-            optimizer.step()
+            if norm.isfinite():  # else the weights stay what they are, and the run ends with what it logs
+                optimizer.step()
             optimizer.zero_grad()
         self._publish()
         return norm

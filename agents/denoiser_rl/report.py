@@ -12,6 +12,7 @@ from dllm_gym.agents.rollout import Evaluation, Policy, bootstrap_interval, desc
 from dllm_gym.agents.samplers import make_stepwise, reads
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.files import written
 
 
 @dataclass
@@ -113,4 +114,5 @@ def draw_curve(folder: Path, algorithm: str) -> None:
     axes.set(xlabel="iteration", ylabel="of the sampled completions", title=algorithm, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(folder / "curve.png", dpi=150)
+    with written(folder / "curve.png") as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -33,6 +33,8 @@ class Denoiser(ABC):
     context_length: int
     """Most tokens that prompt and completion may have together."""
     device: torch.device
+    prompt_tokens: int | None = None
+    """A prompt's tokens are below this, for example the rows of an embedding; None: they may be any."""
     name: str = "denoiser"
     """What errors call it."""
     default_dataset: str = "hub"

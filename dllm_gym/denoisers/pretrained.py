@@ -11,6 +11,7 @@ from dllm_gym.denoisers import checkpoints
 from dllm_gym.denoisers.base import Denoiser, inputs_of
 from dllm_gym.denoisers.checkpoints import EMBEDDED
 from dllm_gym.denoisers.oracle import OracleDenoiser
+from dllm_gym.files import written
 from dllm_gym.types import Canvas
 
 __all__ = ["EMBEDDED", "PretrainedDenoiser", "load_denoiser"]
@@ -52,6 +53,7 @@ class PretrainedDenoiser(Denoiser):
         self.vocab_size = config.vocab_size
         self.context_length = config.max_position_embeddings
         self.device = model.get_input_embeddings().weight.device
+        self.prompt_tokens = config.vocab_size
         self.name = f"denoiser {model.name_or_path!r}"
         self.default_dataset = config.default_dataset
         self.shifted = config.shifted
@@ -125,16 +127,19 @@ class PretrainedDenoiser(Denoiser):
         """Write a folder that `load_denoiser` takes: safetensors in the model's dtype, config and tokenizer.
 
         With an adapter: only the adapter, whose base is written down as the name or folder that it was loaded from.
+
+        Raises:
+            OSError: it cannot be written; a denoiser that was there is whole.
         """
-        with checkpoints.quiet():
+        with written(folder) as temporary, checkpoints.quiet():
             if self.model is self.causal_lm:
-                self.model.save_pretrained(folder)
+                self.model.save_pretrained(temporary)
             else:
                 for config in self.model.peft_config.values():
                     config.base_model_name_or_path = self.causal_lm.name_or_path
                 # peft would otherwise look the base up on the hub, to see whether its vocabulary has grown
-                self.model.save_pretrained(folder, save_embedding_layers=False)
-        self.tokenizer.save_pretrained(folder)
+                self.model.save_pretrained(temporary, save_embedding_layers=False)
+            self.tokenizer.save_pretrained(temporary)
 
 
 def load_denoiser(

@@ -215,10 +215,11 @@ class Episodes:
                 f"({', '.join(map(repr, lacking[:8]))}{', ...' if len(lacking) > 8 else ''}). "
                 f"The embedded denoiser reads embedded problems only: dataset='embedded'."
             )
-        if tokens and (largest := max(tokens)) >= self.denoiser.vocab_size:
+        known, largest = self.denoiser.prompt_tokens, max(tokens, default=0)
+        if known is not None and largest >= known:
             raise ValueError(
-                f"problem {problem.id!r}: its token {largest} ({tokenizer.decode([largest])!r}) is beyond the "
-                f"{self.denoiser.vocab_size} tokens of {self.denoiser.name}: the tokenizer is not that of the weights."
+                f"problem {problem.id!r}: its token {largest} ({tokenizer.decode([largest])!r}) is beyond the {known} "
+                f"tokens of {self.denoiser.name}: the tokenizer is not that of the weights."
             )
         if len(tokens) + self.gen_length > self.denoiser.context_length:
             raise ValueError(
