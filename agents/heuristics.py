@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm_gym.decoding import best_n, with_best
-from dllm_gym.names import find
+from dllm_gym.names import find, hint
 from dllm_gym.types import Observation
 
 
@@ -189,7 +189,8 @@ def make_policy(name: str, **arguments):
     known = [p for p in inspect.signature(HEURISTICS[name]).parameters]
     unknown = sorted(arguments.keys() - set(known))
     if unknown:
-        raise ValueError(f"policy={name!r} does not take {', '.join(unknown)}; it takes {', '.join(known)}.")
+        takes = f"it takes {', '.join(known)}.{hint(unknown[0], known)}"
+        raise ValueError(f"policy={name!r} does not take {', '.join(unknown)}; {takes}")
     return HEURISTICS[name](**arguments)
 
 

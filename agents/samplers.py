@@ -12,7 +12,7 @@ from dllm_gym.agents.heuristics import HEURISTICS, Margin, make_policy
 from dllm_gym.agents.metropolis import Metropolis
 from dllm_gym.agents.policy import UnmaskingPolicy, load_policy
 from dllm_gym.agents.rollout import Policy
-from dllm_gym.names import find
+from dllm_gym.names import find, hint
 
 SAMPLERS = HEURISTICS | {"metropolis": Metropolis}
 
@@ -40,9 +40,8 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
         if arguments[key] is None:
             arguments[key] = value
     if name == "metropolis" and (unknown := sorted(arguments.keys() - fields.keys())):
-        raise ValueError(
-            f"sampler={text!r}: metropolis does not take {', '.join(unknown)}; it takes {', '.join(fields)}."
-        )
+        takes = f"it takes {', '.join(fields)}.{hint(unknown[0], fields)}"
+        raise ValueError(f"sampler={text!r}: metropolis does not take {', '.join(unknown)}; {takes}")
     return Metropolis(**arguments) if name == "metropolis" else make_policy(name, **arguments)
 
 

@@ -23,25 +23,33 @@ def find(name: Any, known: Iterable[str], argument: str, others: str = "") -> st
     known = sorted(known)
     if name in known:
         return name
-    in_lower_case = {spelling.lower(): spelling for spelling in known}
     folded = str(name).lower()
-    if folded in in_lower_case:
-        return in_lower_case[folded]
-    near = difflib.get_close_matches(folded, in_lower_case, n=1)
-    hint = f" Did you mean {in_lower_case[near[0]]!r}?" if near else ""
-    raise ValueError(f"{argument}={name!r}: must be one of {known}{others}.{hint}")
+    for spelling in known:
+        if spelling.lower() == folded:
+            return spelling
+    raise ValueError(f"{argument}={name!r}: must be one of {known}{others}.{hint(folded, known)}")
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """The end of an error that names the one of ``known`` that is spelt most like ``name``; empty where none is near."""
+    spellings = {spelling.lower(): spelling for spelling in known}
+    near = difflib.get_close_matches(name.lower(), spellings, n=1)
+    return f" Did you mean {spellings[near[0]]!r}?" if near else ""
 
 
 def refuse_unknown(given: dict[str, Any], *takers: Callable) -> None:
-    """Refuse keyword arguments that none of ``takers`` has among its keyword-only ones.
+    """Refuse keyword arguments that no taker has a parameter for.
+
+    Args:
+        given: keyword arguments.
+        takers: who takes some of them each.
 
     Raises:
-        TypeError: in Python's words, which TorchRL reads; the message has the nearest argument, or all if none is near.
+        TypeError: in Python's words, which TorchRL reads, with the nearest parameter, or all where none is near.
     """
     parameters = [parameter for taker in takers for parameter in inspect.signature(taker).parameters.values()]
-    known = list(dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
+    known = list(dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)))
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name.lower(), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"must be one of {', '.join(known)}."
-            raise TypeError(f"got an unexpected keyword argument {name!r}, with the value {value!r}; {hint}")
+            which = hint(name, known) or f" It must be one of {', '.join(known)}."
+            raise TypeError(f"got an unexpected keyword argument {name!r}, with the value {value!r}.{which}")

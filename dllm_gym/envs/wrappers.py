@@ -68,7 +68,7 @@ class _Form(gym.ActionWrapper, RecordConstructorArgs):
         self.action_space = self.space(env.unwrapped.episodes.gen_length, **arguments)
 
     @staticmethod
-    def space(length: int) -> spaces.Space:
+    def space(length: int, /) -> spaces.Space:
         """The actions of one row."""
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class TopK(_Form):
         super().__init__(env, max_unmask=max_unmask)
 
     @staticmethod
-    def space(length: int, *, max_unmask: int | None = None) -> spaces.Discrete:
+    def space(length: int, /, *, max_unmask: int | None = None) -> spaces.Discrete:
         most = min(length, 8) if max_unmask is None else max_unmask
         if not 1 <= most <= length:
             raise ValueError(f"max_unmask={max_unmask}: must be 1 to gen_length={length}.")
@@ -125,7 +125,7 @@ class Threshold(_Form):
     """
 
     @staticmethod
-    def space(length: int) -> spaces.Box:
+    def space(length: int, /) -> spaces.Box:
         return spaces.Box(0.0, 1.0, (1,), np.float32)
 
     @staticmethod
@@ -146,7 +146,7 @@ class Position(_Form):
     """
 
     @staticmethod
-    def space(length: int) -> spaces.Discrete:
+    def space(length: int, /) -> spaces.Discrete:
         return spaces.Discrete(length)
 
     @staticmethod

@@ -20,6 +20,7 @@ def make_task(name: str, dataset: str | None = None, split: str = "train", **opt
     """A task by name, in any case; see `dllm_gym.tasks.base.Task` for ``dataset``, ``split`` and the options.
 
     Raises:
+        TypeError: an option that the task does not have, with the one that is spelt most like it.
         ValueError: an unknown name or split, an option out of range, or a data file with a broken line.
         FileNotFoundError: a local file that is not there.
         RuntimeError: a hub data set that cannot be reached.

@@ -1,7 +1,7 @@
-"""TorchRL takes an id as it is: `GymEnv`, or all rows in one forward in a `GymWrapper`; the policy is a TensorDict module.
+"""TorchRL takes an id as it is: `GymEnv`, or `GymWrapper` around all rows in one forward.
 
-The rows are reset by TorchRL (``autoreset_mode="Disabled"``, which it calls preferred): where Gymnasium's environments
-reset themselves, TorchRL reads the infos, and stops at those with a text or at those of some steps only.
+The policy is a TensorDict module. TorchRL resets the rows (``autoreset_mode="Disabled"``, which it prefers): where
+environments reset themselves it makes tensors of all infos, and stops at a text and at what only some steps have.
 
 Needs ``pip install torchrl``.
 """
