@@ -31,7 +31,7 @@ def find(name: Any, known: Iterable[str], argument: str, others: str = "") -> st
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """The end of an error that names the one of ``known`` that is spelt most like ``name``; empty where none is near."""
+    """The end of an error: the one of ``known`` that is spelt most like ``name``; empty where none is near."""
     spellings = {spelling.lower(): spelling for spelling in known}
     near = difflib.get_close_matches(name.lower(), spellings, n=1)
     return f" Did you mean {spellings[near[0]]!r}?" if near else ""
