@@ -32,7 +32,7 @@ class UnmaskingVectorEnv(VectorEnv):
         autoreset_mode: "SameStep" (default; the finished episode's observation and info are in
             ``infos["final_obs"]`` and ``infos["final_info"]``), "NextStep", or "Disabled" (reset rows with
             ``options={"reset_mask": ...}``; rows that are through wait: their actions are ignored, they cost no
-            forward, give reward 0 and stay terminated).
+            forward, give reward 0 and stay terminated). TorchRL needs "Disabled": it cannot read infos that are texts.
         output: "numpy", or "torch" for tensors on the denoiser's device (observations, rewards, terminations).
         render_mode: None, "ansi" or "rgb_array"; `render` gives a tuple with one frame a row.
 

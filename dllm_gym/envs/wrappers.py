@@ -142,7 +142,7 @@ class Position(_Form):
     """Action ``Discrete(L)``: unmasks that one position; one that is not eligible counts as an empty set.
 
     ``info["action_mask"]``, ``[L]`` int8, is 1 at the eligible positions, as ``action_space.sample(mask)`` takes it.
-    `action_masks` gives them as ``[L]`` bool, where sb3-contrib's MaskablePPO looks.
+    ``action_masks()``, which sb3-contrib's MaskablePPO calls, is ``[L]`` bool; of many rows ``[num_envs, L]``.
     """
 
     @staticmethod
@@ -185,11 +185,14 @@ class FlatObservation(gym.ObservationWrapper, RecordConstructorArgs):
 
 
 class FormVectorEnv(UnmaskingVectorEnv):
-    """Many rows of one of these ids, decoded together: `UnmaskingVectorEnv` with their action and observation.
+    """Many rows of one of these ids, decoded together: `UnmaskingVectorEnv` with their actions and observation.
 
     ``gym.make_vec(id, num_envs=...)`` makes it. Actions are ``[num_envs]`` integers, ``[num_envs, 1]`` floats for
-    `Threshold`; observations ``[num_envs, n]`` float32, ``infos["final_obs"]`` as flat. Row i of an environment seeded
-    s behaves as the single environment of the id seeded s + i.
+    `Threshold`; observations, also those in ``infos["final_obs"]``, are flat: ``[num_envs, n]`` float32. Row i of an
+    environment seeded s behaves as the single environment of the id seeded s + i.
+
+    Wrappers of single environments (``make_vec(wrappers=...)``, ``max_episode_steps``) need copies of the single one,
+    a forward each: ``make_vec(..., vectorization_mode="sync")``.
 
     Args:
         task, num_envs, settings: as in `UnmaskingVectorEnv`.
