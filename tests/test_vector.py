@@ -58,12 +58,14 @@ def row_of(infos: dict, row: int) -> dict:
 
 
 def same(mine, theirs, tolerance: float = 1e-5) -> bool:
-    """Equal, floats within the tolerance."""
+    """Equal, floats within the tolerance, relative for those above 1 (a log-likelihood is a sum of many)."""
     if isinstance(mine, dict):
         return mine.keys() == theirs.keys() and all(same(mine[key], theirs[key], tolerance) for key in mine)
     mine, theirs = np.asarray(mine), np.asarray(theirs)
     if np.issubdtype(mine.dtype, np.floating):
-        return mine.shape == theirs.shape and bool(np.allclose(mine, theirs, rtol=0, atol=tolerance))
+        if mine.shape != theirs.shape:
+            return False
+        return bool((np.abs(mine - theirs) <= tolerance * np.maximum(1, np.abs(theirs))).all())
     return bool(np.array_equal(mine, theirs))
 
 
