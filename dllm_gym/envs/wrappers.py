@@ -37,7 +37,7 @@ def make_form(task: str | Task, form: str, **settings: Any) -> gym.Env:
         form: "topk", "threshold" or "position".
         settings: as in `UnmaskingEnv`, and those of the form: ``max_unmask`` of `TopK`.
     """
-    kind, own = _form(form, settings, UnmaskingEnv)
+    kind, own = _form_and_arguments(form, settings, UnmaskingEnv)
     return FlatObservation(kind(UnmaskingEnv(task, **settings), **own))
 
 
@@ -46,12 +46,12 @@ make_form.metadata = UnmaskingEnv.metadata  # where `gym.make` looks the render 
 
 def make_vector_form(task: str | Task, num_envs: int = 1, *, form: str, **settings: Any) -> FormVectorEnv:
     """`FormVectorEnv` with the arguments of `make_form`, and of `UnmaskingVectorEnv`."""
-    kind, own = _form(form, settings, UnmaskingVectorEnv)
+    kind, own = _form_and_arguments(form, settings, UnmaskingVectorEnv)
     rows = PositionVectorEnv if kind is Position else FormVectorEnv
     return rows(task, num_envs, form=kind, arguments=own, **settings)
 
 
-def _form(form: str, settings: dict[str, Any], env: Callable) -> tuple[type[_Form], dict[str, Any]]:
+def _form_and_arguments(form: str, settings: dict[str, Any], env: Callable) -> tuple[type[_Form], dict[str, Any]]:
     """A form by name, and its own arguments, taken out of the settings of an environment."""
     kind = FORMS[find(form, FORMS, "form")]
     refuse_unknown(settings, kind.space, env, Episodes)
