@@ -17,6 +17,7 @@ import torch
 from dllm_gym.agents.policy import Critic, PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.run import at_least_one
 from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.names import find
 
 
 @dataclass
@@ -80,19 +81,17 @@ def make_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVec
     Raises:
         ValueError: an id that is not registered, or not one whose action is a set of positions.
     """
-    env_spec(config.id)
-    settings = vars(config) | {"denoiser": config.denoiser_name, "split": split} | changes
+    settings = vars(config) | {"id": env_spec(config.id).id, "denoiser": config.denoiser_name, "split": split} | changes
     return gym.make_vec(settings.pop("id"), **settings)
 
 
 def env_spec(env_id: str):
-    """Gymnasium's spec of an id whose action is a set of positions."""
+    """Gymnasium's spec of an id, in any case, whose action is a set of positions. Raises ValueError: no such id."""
     import dllm_gym  # noqa: F401  (registers the ids)
 
-    known = {i: s for i, s in gym.registry.items() if i.startswith("MaskedDiffusion-") and s.vector_entry_point}
-    if env_id not in known:
-        raise ValueError(f"env id {env_id!r}: must be one of {sorted(known)}.")
-    return known[env_id]
+    ours = {i: s for i, s in gym.registry.items() if i.startswith("MaskedDiffusion-") and s.vector_entry_point}
+    known = {i: s for i, s in ours.items() if "form" not in s.kwargs}
+    return known[find(env_id, known, "env.id", ", whose action is a set of positions")]
 
 
 def make_policy_network(config: PolicyConfig, seed: int, device: torch.device) -> UnmaskingPolicy:

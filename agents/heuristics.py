@@ -12,14 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dllm_gym.decoding import with_best
+from dllm_gym.decoding import best_n, with_best
+from dllm_gym.names import find, hint
 from dllm_gym.types import Observation
-
-
-def best_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
-    """The n eligible positions with the highest score in each row, all where there are fewer; n: int or ``[B, 1]``."""
-    rank = score.masked_fill(~eligible, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return (rank < n) & eligible
 
 
 @dataclass
@@ -187,7 +182,7 @@ HEURISTICS = {
 
 
 def make_policy(name: str, **arguments):
-    """A heuristic sampler by name, for example ``make_policy("threshold", threshold=0.9)``.
+    """A heuristic sampler by name, in any case, for example ``make_policy("threshold", threshold=0.9)``.
 
     Returns:
         A callable from an `Observation` of B rows to the set to unmask, ``[B, L]`` bool.
@@ -195,12 +190,12 @@ def make_policy(name: str, **arguments):
     Raises:
         ValueError: an unknown name, an argument that the sampler does not take, or a value out of range.
     """
-    if name not in HEURISTICS:
-        raise ValueError(f"policy={name!r}: must be one of {sorted(HEURISTICS)}.")
+    name = find(name, HEURISTICS, "policy")
     known = [p for p in inspect.signature(HEURISTICS[name]).parameters]
     unknown = sorted(arguments.keys() - set(known))
     if unknown:
-        raise ValueError(f"policy={name!r} does not take {', '.join(unknown)}; it takes {', '.join(known)}.")
+        takes = f"it takes {', '.join(known)}.{hint(unknown[0], known)}"
+        raise ValueError(f"policy={name!r} does not take {', '.join(unknown)}; {takes}")
     return HEURISTICS[name](**arguments)
 
 

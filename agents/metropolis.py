@@ -38,6 +38,7 @@ from dllm_gym.agents.heuristics import HEURISTICS, make_policy
 from dllm_gym.agents.policy import UnmaskingPolicy
 from dllm_gym.agents.rollout import Policy
 from dllm_gym.envs.episodes import Episodes, Finished
+from dllm_gym.names import find
 from dllm_gym.types import Canvas
 
 LIKELIHOODS = ("trajectory", "elbo")
@@ -69,8 +70,8 @@ class Metropolis:
             raise ValueError(f"likelihood={self.likelihood!r}: must be one of {', '.join(LIKELIHOODS)}.")
         if self.maskings < 2 or self.maskings % 2:
             raise ValueError(f"maskings={self.maskings}: must be 2 or more, and even (a mask and its complement).")
-        if not callable(self.proposal) and self.proposal not in HEURISTICS:
-            raise ValueError(f"proposal={self.proposal!r}: must be one of {sorted(HEURISTICS)}, or a sampler.")
+        if not callable(self.proposal):
+            self.proposal = find(self.proposal, HEURISTICS, "proposal", ", or a sampler")
 
     @property
     def approximate(self) -> bool:

@@ -12,6 +12,7 @@ from dllm_gym.agents.heuristics import HEURISTICS, Margin, make_policy
 from dllm_gym.agents.metropolis import Metropolis
 from dllm_gym.agents.policy import UnmaskingPolicy, load_policy
 from dllm_gym.agents.rollout import Policy
+from dllm_gym.names import find, hint
 
 SAMPLERS = HEURISTICS | {"metropolis": Metropolis}
 
@@ -24,13 +25,9 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
     Raises:
         ValueError: neither a heuristic's name nor a policy's folder, or arguments that the heuristic does not take.
     """
+    text = canonical(text)
     name, _, rest = text.partition(":")
     if name not in SAMPLERS:
-        if not Path(text).is_dir():
-            raise ValueError(
-                f"sampler={text!r}: must be one of {sorted(SAMPLERS)}, with arguments as in threshold:threshold=0.9, "
-                f"or the folder of a trained policy."
-            )
         return load_policy(text, device).seed(seed)
     fields = SAMPLERS[name].__dataclass_fields__
     arguments = {"seed": seed} if "seed" in fields else {}
@@ -43,10 +40,18 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
         if arguments[key] is None:
             arguments[key] = value
     if name == "metropolis" and (unknown := sorted(arguments.keys() - fields.keys())):
-        raise ValueError(
-            f"sampler={text!r}: metropolis does not take {', '.join(unknown)}; it takes {', '.join(fields)}."
-        )
+        takes = f"it takes {', '.join(fields)}.{hint(unknown[0], fields)}"
+        raise ValueError(f"sampler={text!r}: metropolis does not take {', '.join(unknown)}; {takes}")
     return Metropolis(**arguments) if name == "metropolis" else make_policy(name, **arguments)
+
+
+def canonical(text: str) -> str:
+    """A sampler as text in its usual spelling. Raises ValueError: neither a heuristic's name nor a folder."""
+    name, colon, rest = text.partition(":")
+    if name not in SAMPLERS and Path(text).is_dir():
+        return text
+    others = ", with arguments as in threshold:threshold=0.9, or the folder of a trained policy"
+    return find(name, SAMPLERS, "sampler", others) + colon + rest
 
 
 def make_stepwise(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Policy:
@@ -75,7 +80,7 @@ def reseeded(sampler: Policy, seed: int) -> Policy:
 
 def is_random(text: str) -> bool:
     """Whether a sampler, as text, draws: what it does follows from its seed."""
-    kind = SAMPLERS.get(text.partition(":")[0])
+    kind = SAMPLERS.get(canonical(text).partition(":")[0])
     return kind is None or "seed" in kind.__dataclass_fields__
 
 

@@ -87,6 +87,12 @@ def with_best(unmask: Tensor, observation: Observation, score: Tensor | None = N
     return unmask | (empty & observation.eligible & torch.zeros_like(unmask).scatter_(1, best, True))
 
 
+def best_n(score: Tensor, eligible: Tensor, n: int | Tensor) -> Tensor:
+    """The n eligible positions with the highest score in each row, all where there are fewer; n: int or ``[B, 1]``."""
+    rank = score.masked_fill(~eligible, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (rank < n) & eligible
+
+
 def completions(canvas: Canvas, eos_token_ids: Tensor) -> list[Tensor]:
     """The tokens of each row before its first end token: a list of 1-D int64 tensors."""
     ended = torch.isin(canvas.tokens, eos_token_ids).cumsum(dim=1) > 0

@@ -16,7 +16,7 @@ IDS = {
     "Oracle": {"task": "oracle", "denoiser": "oracle"},
 }
 """Name of the id -> its defaults. Benchmarks without training problems are made with those they have."""
-FORMS = {"": None, "-TopK": "topk", "-Threshold": "threshold", "-Position": "position"}
+FORMS = {"-TopK": "topk", "-Threshold": "threshold", "-Position": "position"}
 """Suffix of the id -> form of action and observation, see `dllm_gym.envs.wrappers`."""
 
 
@@ -30,9 +30,9 @@ def register_all() -> None:
             kwargs=kwargs,
         )
         for suffix, form in FORMS.items():
-            if form:
-                gym.register(
-                    id=f"MaskedDiffusion-{name}{suffix}-v0",
-                    entry_point="dllm_gym.envs.wrappers:make_form",
-                    kwargs=kwargs | {"form": form},
-                )
+            gym.register(
+                id=f"MaskedDiffusion-{name}{suffix}-v0",
+                entry_point="dllm_gym.envs.wrappers:make_form",
+                vector_entry_point="dllm_gym.envs.wrappers:make_vector_form",
+                kwargs=kwargs | {"form": form},
+            )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dllm_gym.names import find
+
 Reward = Callable[[float, int, int, float], float]
 """``(score, nfe, gen_length, alpha) -> reward`` of a finished episode."""
 
@@ -22,12 +24,7 @@ REWARDS: dict[str, Reward] = {"multiplicative": multiplicative, "additive": addi
 
 
 def get_reward(reward: str | Reward) -> Reward:
-    """A reward by name, or a callable as it is. Raises ValueError for an unknown name."""
+    """A reward by name, in any case, or a callable as it is. Raises ValueError for an unknown name."""
     if callable(reward):
         return reward
-    if reward not in REWARDS:
-        raise ValueError(
-            f"reward={reward!r}: must be one of {sorted(REWARDS)}, or a callable "
-            f"(score, nfe, gen_length, alpha) -> float."
-        )
-    return REWARDS[reward]
+    return REWARDS[find(reward, REWARDS, "reward", ", or a callable (score, nfe, gen_length, alpha) -> float")]

@@ -18,18 +18,20 @@ import numpy as np
 import torch
 
 import dllm_gym
-from dllm_gym.agents.config import EnvConfig, make_env
+from dllm_gym.agents.config import EnvConfig, env_spec, make_env
 from dllm_gym.agents.metropolis import Chains, Metropolis
 from dllm_gym.agents.policy import UnmaskingPolicy
 from dllm_gym.agents.rollout import Policy, collect
-from dllm_gym.agents.samplers import is_random, make_sampler, reads, reseeded
+from dllm_gym.agents.samplers import canonical, is_random, make_sampler, reads, reseeded
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.envs.episodes import Finished, require_rewards
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.eval.film import play
 from dllm_gym.eval.results import PER_SAMPLE, Cell, ResultsFile
+from dllm_gym.names import find
 from dllm_gym.rendering import Frame
+from dllm_gym.rewards import REWARDS
 from dllm_gym.types import Problem, Rollout
 
 
@@ -79,9 +81,14 @@ def evaluate_cell(
     """
     config.check()
     sampler = make_sampler(config.sampler, config.seed)
-    env = replace(config.env, confidence_k=max(config.env.confidence_k, reads(sampler)))
+    env = replace(
+        config.env,
+        id=env_spec(config.env.id).id,
+        reward=find(config.env.reward, REWARDS, "env.reward"),
+        confidence_k=max(config.env.confidence_k, reads(sampler)),
+    )
     request = {
-        "sampler": config.sampler,
+        "sampler": canonical(config.sampler),
         "policy": type(sampler).__name__,
         "policy_settings": settings_of(sampler),
         "env": asdict(env) | {"denoiser": env.denoiser_name},

@@ -11,6 +11,7 @@ from errors import error_of
 from gymnasium.utils.env_checker import data_equivalence
 from scripted import ScriptedDenoiser, ScriptedTask
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from dllm_gym.envs.sb3 import SB3VecEnv, make_sb3_env
@@ -254,5 +255,92 @@ def test_sb3_refuses_other_environments(scripted, task):
     for settings in ({"autoreset_mode": "Disabled"}, {"output": "torch"}):
         message = error_of(ValueError, SB3VecEnv, UnmaskingVectorEnv(task, 2, denoiser=scripted, **settings))
         assert next(iter(settings)) in message and "must be 'SameStep' and 'numpy'" in message
-    message = error_of(TypeError, make_sb3_env, "MaskedDiffusion-Sudoku-TopK-v0", 2, task=task, denoiser=scripted)
-    assert "make_vec_env" in message
+    assert "make_vec_env" in error_of(TypeError, make_sb3_env, "CartPole-v1", 2)
+
+
+@pytest.mark.parametrize(
+    "form, actions", [("TopK", [0, 3, 1]), ("Threshold", [[0.0], [0.7], [1.0]]), ("Position", [1, 0, 3])]
+)
+def test_sb3_decodes_all_rows_of_a_form_in_one_forward(form, actions, scripted, task):
+    """And each row is what SB3's own way to make many environments has there."""
+    id, settings = f"MaskedDiffusion-Sudoku-{form}-v0", {"task": task, "denoiser": scripted, "max_steps": 3}
+    mine = make_sb3_env(id, num_envs=3, seed=5, **settings)
+    theirs = make_vec_env(id, n_envs=3, seed=5, env_kwargs=settings)
+    assert (mine.observation_space, mine.action_space) == (theirs.observation_space, theirs.action_space)
+    assert np.array_equal(mine.reset(), theirs.reset())
+    for _ in range(6):
+        scripted.calls.clear()
+        observation, rewards, dones, infos = mine.step(np.array(actions))
+        assert scripted.calls == [3]
+        wanted, their_rewards, their_dones, their_infos = theirs.step(np.array(actions))
+        assert np.array_equal(observation, wanted) and np.array_equal(dones, their_dones)
+        assert np.array_equal(rewards, their_rewards)
+        for row in np.flatnonzero(dones):
+            assert np.array_equal(infos[row]["terminal_observation"], their_infos[row]["terminal_observation"])
+            assert all(infos[row][key] == their_infos[row][key] for key in ("completion", "nfe", "problem_id"))
+            assert infos[row]["episode"]["l"] == their_infos[row]["episode"]["l"]
+
+
+# Masks of actions, for sb3-contrib's MaskablePPO: `has_attr("action_masks")`, and `env_method` stacked
+
+
+def test_position_has_the_masks_of_its_actions(make_form):
+    env = make_form("Position", block_length=2)
+    masks = [env.get_wrapper_attr("action_masks")()]
+    for action in (1, 0):
+        *_, info = env.step(action)
+        masks.append(env.get_wrapper_attr("action_masks")())
+    assert [mask.tolist() for mask in masks] == [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1]]
+    assert all(mask.dtype == bool for mask in masks) and np.array_equal(masks[-1], info["action_mask"])
+    assert not make_form("TopK").has_wrapper_attr("action_masks")
+
+
+@pytest.mark.parametrize("make", [make_sb3_env, make_vec_env], ids=["one forward", "copies"])
+def test_position_has_the_masks_of_all_rows(make, scripted, task):
+    settings = {"task": task, "denoiser": scripted, "block_length": 2}
+    settings = settings if make is make_sb3_env else {"env_kwargs": settings}
+    env = make("MaskedDiffusion-Sudoku-Position-v0", 3, seed=0, **settings)
+    env.reset()
+    assert env.has_attr("action_masks")
+    env.step(np.array([1, 0, 3]))  # 3 is not eligible: the best, 0, instead
+    masks = np.stack(env.env_method("action_masks"))
+    assert masks.dtype == bool and masks.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]]
+    assert np.stack(env.env_method("action_masks", indices=[1])).tolist() == [[0, 1, 0, 0]]
+    env.step(np.array([0, 1, 1]))  # the second block
+    assert np.stack(env.env_method("action_masks")).tolist() == [[0, 0, 1, 1]] * 3
+    topk = make("MaskedDiffusion-Sudoku-TopK-v0", 3, **settings)
+    assert not topk.has_attr("action_masks")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_maskable_ppo_chooses_what_is_eligible(native, scripted, task):
+    contrib = pytest.importorskip("sb3_contrib")
+    id, settings = "MaskedDiffusion-Sudoku-Position-v0", {"task": task, "denoiser": scripted, "empty_action": "noop"}
+    env = make_sb3_env(id, 2, seed=0, **settings) if native else gym.make(id, **settings)
+    model = contrib.MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu", seed=0)
+    model.learn(64)
+    assert {episode["l"] for episode in model.ep_info_buffer} == {4}  # no step was lost on an unmasked position
+
+
+# Actions of many rows
+
+
+@pytest.mark.parametrize(
+    "form, actions, part",
+    [
+        ("TopK", [0, 1], "actions of shape (2,)"),
+        ("TopK", 1, "actions of shape ()"),
+        ("TopK", [0, 1, 4], "action=np.int64(4)"),
+        ("TopK", [[0], [1], [2]], "action=array([0])"),
+        ("TopK", [0.0, 1.0, 2.0], "action=np.float64(0.0)"),
+        ("Position", [0, -1, 2], "action=np.int64(-1)"),
+        ("Threshold", [0.1, 0.2, 0.3], "action=np.float64(0.1)"),
+        ("Threshold", [[0.1], [math.nan], [0.3]], "action=array([nan])"),
+    ],
+)
+def test_bad_actions_of_a_form(form, actions, part, scripted, task):
+    env = gym.make_vec(f"MaskedDiffusion-Sudoku-{form}-v0", num_envs=3, task=task, denoiser=scripted)
+    env.reset()
+    message = error_of(ValueError, env.step, np.array(actions))
+    assert part in message and f"in {env.single_action_space}" in message
+    assert env.step(env.action_space.sample())[4]["_tokens"].all()

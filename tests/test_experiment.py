@@ -164,7 +164,7 @@ def test_what_is_trained_again_is_evaluated_again(written, tmp_path):
         ("iterations: 1,", "iterations: one,", ["--iterations", "train.policy: not flags of grpo"]),
         ("problems: 4", "problems: ten", ["cells.learned: problems and samples must be 1 or more"]),
         ("problems: 4", "problems: 8", ["compare learned and thresholds: other problems"]),
-        ("&env {id: MaskedDiffusion-Countdown-v0", "&env {id: Countdown", ["env id 'Countdown': must be one of"]),
+        ("&env {id: MaskedDiffusion-Countdown-v0", "&env {id: Countdown", ["env.id='Countdown': must be one of"]),
         ('sampler: "{policy}", env: &env {id', "sampler: , env: &env {id", ["cells.learned: sampler is empty"]),
     ],
 )

@@ -1,6 +1,7 @@
 """The vector environment against single environments and Gymnasium's own, and `collect`, which drives its rows."""
 
 import copy
+import functools
 import pickle
 from collections import Counter
 
@@ -57,7 +58,7 @@ def row_of(infos: dict, row: int) -> dict:
 
 
 def same(mine, theirs, tolerance: float = 1e-5) -> bool:
-    """Equal, floats within the tolerance."""
+    """Equal, floats within the tolerance, relative for those above 1 (a log-likelihood is a sum of many)."""
     if isinstance(mine, dict):
         return mine.keys() == theirs.keys() and all(same(mine[key], theirs[key], tolerance) for key in mine)
     mine, theirs = np.asarray(mine), np.asarray(theirs)
@@ -96,29 +97,71 @@ def test_a_row_equals_the_single_environment_of_its_seed(num_envs, settings, tem
     assert len(ends) == num_envs and sum(ends.values()) >= 2 * num_envs
 
 
+@pytest.mark.parametrize("form", ["TopK", "Threshold", "Position"])
+def test_rows_of_a_form_equal_single_environments(form, denoiser):
+    """Those of the embedded denoiser, whose confidences are not quite the same in a batch."""
+    id, settings = f"MaskedDiffusion-Countdown-{form}-v0", {"num_envs": 4, "denoiser": denoiser, "temperature": 1.0}
+    copies = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+    mine, theirs = gym.make_vec(id, **settings), gym.make_vec(id, **settings, **copies)
+    assert same(mine.reset(seed=3)[0], theirs.reset(seed=3)[0])
+    mine.action_space.seed(0)
+    ends = 0
+    for _ in range(12):
+        actions = mine.action_space.sample()
+        (seen, rewards, ended, _, infos), (*wanted, _, their_infos) = mine.step(actions), theirs.step(actions)
+        assert all(same(one, other) for one, other in zip((seen, rewards, ended), wanted, strict=True))
+        assert np.array_equal(infos["tokens"], their_infos["tokens"])
+        ends += ended.sum()
+    assert ends >= 3
+
+
 # Gymnasium's semantics
 
 
+def random_actions(form: str, rng: np.random.Generator) -> np.ndarray:
+    """Of three rows of four positions, some of them empty sets or positions that are not eligible."""
+    if form == "-Threshold":
+        return rng.random((3, 1), dtype=np.float32)
+    if form:
+        return rng.integers(4, size=3)
+    return rng.integers(2, size=(3, 4), dtype=np.int8) * rng.integers(2, size=(3, 1), dtype=np.int8)
+
+
 @pytest.mark.parametrize("seed", [5, [8, 3, 5]], ids=["seed", "seeds"])
-@pytest.mark.parametrize("settings", [{}, {"max_steps": 2}, {"empty_action": "noop", "max_steps": 3}], ids=str)
+@pytest.mark.parametrize(
+    "form, settings",
+    [
+        ("", {}),
+        ("", {"max_steps": 2}),
+        ("", {"empty_action": "noop", "max_steps": 3}),
+        ("-TopK", {}),
+        ("-Threshold", {"max_steps": 2}),
+        ("-Position", {"empty_action": "noop", "max_steps": 3}),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("mode", MODES)
-def test_autoreset_is_that_of_gymnasium(mode, settings, seed, moody):
+def test_autoreset_is_that_of_gymnasium(form, mode, settings, seed, moody):
+    id = f"MaskedDiffusion-Sudoku{form}-v0"
     settings = {"denoiser": moody, "temperature": 1.0, "observe": ("confidence", "token"), **settings}
-    mine = UnmaskingVectorEnv(ScriptedTask(), 3, autoreset_mode=mode, **settings)
-    theirs = SyncVectorEnv([lambda: UnmaskingEnv(ScriptedTask(), **settings)] * 3, autoreset_mode=AutoresetMode(mode))
+    mine = gym.make_vec(id, task=ScriptedTask(), num_envs=3, autoreset_mode=mode, **settings)
+    assert isinstance(mine, UnmaskingVectorEnv)
+    single = functools.partial(gym.make, id, task=ScriptedTask(), disable_env_checker=True, **settings)
+    theirs = SyncVectorEnv([single] * 3, autoreset_mode=AutoresetMode(mode))
     assert mine.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"] is AutoresetMode(mode)
+    assert mine.autoreset_mode is theirs.autoreset_mode  # TorchRL looks here
     assert (mine.observation_space, mine.action_space) == (theirs.observation_space, theirs.action_space)
     rng = np.random.default_rng(0)
     pairs, ends, both = [(mine.reset(seed=seed), theirs.reset(seed=seed))], np.zeros(3, int), 0
     for _ in range(25):
-        actions = rng.integers(2, size=(3, 4), dtype=np.int8) * rng.integers(2, size=(3, 1), dtype=np.int8)
+        actions = random_actions(form, rng)
         pairs.append((mine.step(actions), theirs.step(actions)))
         ended = pairs[-1][0][2]
         ends += ended
         both += ended.any() and not ended.all()
         if mode == "Disabled" and ended.any():
             pairs.append(tuple(env.reset(options={"reset_mask": ended.copy()}) for env in (mine, theirs)))
-    assert (ends >= 3).all() and both >= 3
+    assert (ends >= 3).all() and both >= (1 if form == "-Position" else 3)
     for (*mine, infos), (*theirs, their_infos) in pairs:
         assert data_equivalence(tuple(mine), tuple(theirs), exact=True)
         assert infos.keys() == their_infos.keys()
@@ -311,6 +354,23 @@ def test_torch_output_equals_numpy_output(mode, moody):
         assert same({name: tensor.numpy() for name, tensor in observation.items()}, wanted, 0)
         assert same([tensor.tolist() for tensor in tensor_rest], [array.tolist() for array in rest])
         assert all(same(row_of(tensor_infos, row), row_of(infos, row), 0) for row in range(3))
+
+
+@pytest.mark.parametrize("form", ["TopK", "Threshold", "Position"])
+def test_torch_output_of_a_form_equals_numpy_output(form, moody):
+    settings = {"task": ScriptedTask(), "denoiser": moody, "num_envs": 3, "max_steps": 2}
+    numpy, tensors = (
+        gym.make_vec(f"MaskedDiffusion-Sudoku-{form}-v0", output=output, **settings) for output in ("numpy", "torch")
+    )
+    rng = np.random.default_rng(0)
+    pairs = [(numpy.reset(seed=0), tensors.reset(seed=0))]
+    for _ in range(4):
+        actions = random_actions(f"-{form}", rng)
+        pairs.append((numpy.step(actions), tensors.step(torch.as_tensor(actions))))
+    for (*wanted, infos), (*seen, their_infos) in pairs:
+        assert all(isinstance(tensor, torch.Tensor) for tensor in seen) and seen[0].dtype == torch.float32
+        assert all(same(tensor, array) for tensor, array in zip(seen, wanted, strict=True))
+        assert all(same(row_of(their_infos, row), row_of(infos, row), 0) for row in range(3))
 
 
 @pytest.mark.parametrize("output", ["numpy", "torch"])

@@ -4,7 +4,7 @@ import inspect
 
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
-from dllm_gym.envs.wrappers import FlatObservation, Position, Threshold, TopK
+from dllm_gym.envs.wrappers import FlatObservation, FormVectorEnv, Position, Threshold, TopK
 
 SECTIONS = {
     "Many rows: `gym.make_vec(id, num_envs=...)`": UnmaskingVectorEnv,
@@ -12,6 +12,7 @@ SECTIONS = {
     "`...-Threshold-v0`": Threshold,
     "`...-Position-v0`": Position,
     "The observation of these three": FlatObservation,
+    "Many rows of these three": FormVectorEnv,
 }
 
 

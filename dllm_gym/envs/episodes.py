@@ -58,6 +58,7 @@ class Episodes:
         self,
         task: str | Task,
         num_rows: int,
+        /,
         *,
         denoiser: str | Denoiser = "embedded",
         dataset: str | None = None,

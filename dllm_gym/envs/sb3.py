@@ -17,21 +17,21 @@ from dllm_gym.envs.vector import UnmaskingVectorEnv
 
 
 def make_sb3_env(id: str, num_envs: int, seed: int | None = None, **kwargs: Any) -> SB3VecEnv:
-    """The environment of an id in its set form: with `UnmaskingActorCriticPolicy`, or ``PPO("MultiInputPolicy", env)``.
+    """The environment of an id, all rows in one forward.
 
-    SB3's own Bernoulli draws bits for positions that are not eligible too, whose noise drowns the ratio.
-
-    The ids of other forms (``...-TopK-v0``) have no vector environment of their own: SB3's ``make_vec_env`` takes them.
+    A set of positions wants `UnmaskingActorCriticPolicy`: SB3's own Bernoulli (``PPO("MultiInputPolicy", env)``) draws
+    bits for positions that are not eligible too, whose noise drowns the ratio. The other forms want
+    ``PPO("MlpPolicy", env)``, or sb3-contrib's ``MaskablePPO("MlpPolicy", env)`` for ``...-Position-v0``.
 
     Args:
-        id: of an environment, for example "MaskedDiffusion-GSM8K-v0".
+        id: of an environment, for example "MaskedDiffusion-GSM8K-v0" or "MaskedDiffusion-GSM8K-TopK-v0".
         num_envs: rows.
         seed: row i is seeded with seed + i at its first reset.
-        kwargs: arguments of `UnmaskingEnv`.
+        kwargs: arguments of `UnmaskingEnv`, and of the form.
 
     Raises:
-        ValueError: an argument out of range, as from `UnmaskingEnv`.
-        gymnasium.error.Error: an id that is not registered, or has no vector environment.
+        TypeError, ValueError: an argument that there is not, or one out of range, as from `UnmaskingEnv`.
+        gymnasium.error.Error: an id that is not registered.
     """
     env = SB3VecEnv(gym.make_vec(id, num_envs=num_envs, **kwargs))
     if seed is not None:
@@ -42,11 +42,14 @@ def make_sb3_env(id: str, num_envs: int, seed: int | None = None, **kwargs: Any)
 class SB3VecEnv(VecEnv):
     """Rows of `UnmaskingEnv` for SB3: Dict observations ``[num_envs, ...]``, MultiBinary actions ``[num_envs, L]``.
 
+    Those of a form have flat observations ``[num_envs, n]`` and its actions, see `dllm_gym.envs.wrappers`.
+
     Where a row's episode ends, ``infos[row]`` has ``terminal_observation``, ``episode`` (``{"r", "l", "t"}``, so that
     SB3's logs fill without a VecMonitor) and the end's ``completion``, ``score``, ``correct``, ``nfe``, ``problem_id``
     and ``step_limit``. ``TimeLimit.truncated`` is always False: the step limit is part of the process.
 
-    The rows are one environment: `get_attr`, `set_attr` and `env_method` address all of them at once.
+    The rows are one environment: `get_attr`, `set_attr` and `env_method` address all of them at once, but for
+    ``env_method("action_masks")`` of `Position`, which gives each row its own.
     """
 
     def __init__(self, env: UnmaskingVectorEnv):
@@ -104,7 +107,7 @@ class SB3VecEnv(VecEnv):
 
     def env_method(self, method_name: str, *method_args, indices: VecEnvIndices = None, **method_kwargs) -> list[Any]:
         result = getattr(self.env, method_name)(*method_args, **method_kwargs)
-        return [result] * len(list(self._get_indices(indices)))
+        return [result[row] if method_name == "action_masks" else result for row in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """True for `Monitor`, whose part ``infos[row]["episode"]`` plays: SB3's evaluation then asks for no other."""

@@ -46,6 +46,17 @@ def observation_dict(observation: Observation, observe: tuple[str, ...]) -> dict
     }
 
 
+def flat_space(space: spaces.Dict) -> spaces.Box:
+    """The space of `flat` for one row."""
+    flat = spaces.flatten_space(space)
+    return spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32))
+
+
+def flat(shown: dict[str, Tensor]) -> Tensor:
+    """``[B, n]`` float32: a Dict's entries, batch first, one after the other in alphabetical order of their keys."""
+    return torch.cat([shown[name].flatten(1).float() for name in sorted(shown)], dim=1)
+
+
 def observation_from_dict(shown: dict[str, Tensor], signals: tuple[str, ...]) -> Observation:
     """The way back, for policies that live behind a Gymnasium interface: tensors of an environment's Dict, batch first.
 

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from dllm_gym.envs.episodes import Episodes, require_rewards
 from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
 from dllm_gym.envs.trace import Trace
+from dllm_gym.names import refuse_unknown
 from dllm_gym.tasks.base import Task
 
 
@@ -86,13 +87,14 @@ class UnmaskingEnv(gym.Env):
     | `reward` | "multiplicative" | or "additive", or a callable `(score, nfe, L, alpha) -> float` |
     | `alpha` | 1.0 | weight of the cost of steps |
     | `empty_action` | "best" | an empty set unmasks the most confident eligible position; "noop" loses a step |
-    | `max_steps` | L | then the episode ends with score 0 |
+    | `max_steps` | L | then the episode ends with score 0; Gymnasium's `max_episode_steps` is another, and truncates |
     | `observe` | ("confidence",) | per-position signals in the observation: "confidence", "entropy", "token" |
     | `stop_at_eos` | True | masked positions after a decoded end of text, all before it decoded, are filled for free |
     | `render_mode` | None | "ansi", "rgb_array" or "human" (prints ansi) |
     | `device`, `dtype` | "auto" | CUDA in bfloat16 where there is one, else CPU in float32 |
 
     Raises:
+        TypeError: an argument that there is not, with the one that is spelt most like it.
         ValueError: an argument out of range, named with its value and what is allowed; an action of a wrong shape or
             dtype; a problem that the denoiser cannot read or that does not fit into its context.
         FloatingPointError: the denoiser's logits, a score or a reward are no finite numbers.
@@ -110,6 +112,7 @@ class UnmaskingEnv(gym.Env):
     ):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode={render_mode!r}: must be None or one of {self.metadata['render_modes']}.")
+        refuse_unknown(settings, UnmaskingEnv, Episodes)
         self.episodes = Episodes(task, 1, **settings)
         self.observe = tuple(observe)
         self.render_mode = render_mode

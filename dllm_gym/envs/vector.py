@@ -9,13 +9,14 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
 from dllm_gym.envs.episodes import Episodes, Finished, require_rewards
 from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
 from dllm_gym.envs.trace import Trace
 from dllm_gym.envs.unmasking import UnmaskingEnv
+from dllm_gym.names import refuse_unknown
 from dllm_gym.tasks.base import Task
 
 
@@ -31,7 +32,7 @@ class UnmaskingVectorEnv(VectorEnv):
         autoreset_mode: "SameStep" (default; the finished episode's observation and info are in
             ``infos["final_obs"]`` and ``infos["final_info"]``), "NextStep", or "Disabled" (reset rows with
             ``options={"reset_mask": ...}``; rows that are through wait: their actions are ignored, they cost no
-            forward, give reward 0 and stay terminated).
+            forward, give reward 0 and stay terminated). TorchRL needs "Disabled": it cannot read infos that are texts.
         output: "numpy", or "torch" for tensors on the denoiser's device (observations, rewards, terminations).
         render_mode: None, "ansi" or "rgb_array"; `render` gives a tuple with one frame a row.
 
@@ -61,6 +62,7 @@ class UnmaskingVectorEnv(VectorEnv):
             raise ValueError(f"autoreset_mode={autoreset_mode!r}: must be one of {sorted(modes)}.")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = self.metadata | {"autoreset_mode": self.autoreset_mode}
+        refuse_unknown(settings, UnmaskingVectorEnv, Episodes)
         self.episodes = Episodes(task, num_envs, **settings)
         self.num_envs = num_envs
         self.observe = tuple(observe)
@@ -170,16 +172,19 @@ class UnmaskingVectorEnv(VectorEnv):
 
     def _show(self) -> dict[str, Any]:
         """Observations nobody else will write to: NumPy copies, or the tensors themselves (never changed in place)."""
-        shown = observation_dict(self.episodes.observation, self.observe)
-        return shown if self.output == "torch" else {name: _to_numpy(value) for name, value in shown.items()}
+        shown = self._shown()
+        return shown if self.output == "torch" else _to_numpy(shown)
+
+    def _shown(self) -> dict[str, Tensor] | Tensor:
+        """The rows' observations, batch first."""
+        return observation_dict(self.episodes.observation, self.observe)
+
+    def _details(self, unmasked: Tensor) -> dict[str, Tensor]:
+        """What the infos of every step say, batch first."""
+        return {"unmasked": unmasked, "tokens": self.episodes.canvas.tokens, "probability": self.episodes.probability}
 
     def _step_infos(self, unmasked: Tensor, valid: np.ndarray) -> dict[str, Any]:
-        values = {
-            "unmasked": _to_numpy(unmasked),
-            "tokens": _to_numpy(self.episodes.canvas.tokens),
-            "probability": _to_numpy(self.episodes.probability),
-        }
-        return _with_masks(values, valid)
+        return _with_masks(_to_numpy(self._details(unmasked)), valid)
 
     def _start_infos(self, rows: np.ndarray) -> dict[str, Any]:
         if not rows.any():
@@ -197,21 +202,19 @@ class UnmaskingVectorEnv(VectorEnv):
     def _final_infos(self, finished: list[Finished], unmasked: Tensor) -> dict[str, Any]:
         if not finished:
             return {}
-        shown = observation_dict(self.episodes.observation, self.observe)
+        observations = tuple(iterate(self.observation_space, _to_numpy(self._shown())))
+        details = _to_numpy(self._details(unmasked))
         infos: dict[str, Any] = {}
         for end in finished:
-            final_obs = {name: _to_numpy(value[end.row]) for name, value in shown.items()}
-            info = end.info | {
-                "unmasked": _to_numpy(unmasked[end.row]),
-                "tokens": _to_numpy(self.episodes.canvas.tokens[end.row]),
-                "probability": _to_numpy(self.episodes.probability[end.row]),
-            }
-            infos = self._add_info(infos, {"final_obs": final_obs, "final_info": info}, end.row)
+            info = end.info | {name: array[end.row] for name, array in details.items()}
+            infos = self._add_info(infos, {"final_obs": observations[end.row], "final_info": info}, end.row)
         return infos
 
 
-def _to_numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy().copy()
+def _to_numpy(shown: dict[str, Tensor] | Tensor) -> dict[str, np.ndarray] | np.ndarray:
+    if isinstance(shown, dict):
+        return {name: _to_numpy(tensor) for name, tensor in shown.items()}
+    return shown.cpu().numpy().copy()
 
 
 def _with_masks(values: dict[str, np.ndarray], valid: np.ndarray) -> dict[str, np.ndarray]:

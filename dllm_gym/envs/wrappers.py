@@ -1,61 +1,98 @@
-"""Other forms of action and observation around `UnmaskingEnv`, and the ids that combine them.
+"""Other forms of action and observation around the environments, and what the ids that combine them make.
 
 ``MaskedDiffusion-{task}-{TopK,Threshold,Position}-v0`` show one flat Box and take the action of their name, for scripts
-that know nothing but an id: CleanRL's, or ``PPO("MlpPolicy", id)``. ``gym.make_vec`` runs them in "sync" mode, one
-forward a row; `dllm_gym.envs.vector` decodes all rows in one forward, but in the set form only.
+that know nothing but an id: CleanRL's, or ``PPO("MlpPolicy", id)``. What an action means is written once, batch first;
+the wrappers of the single environment and the vector environment both ask there.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
 
+from dllm_gym.decoding import best_n, with_best
+from dllm_gym.envs.episodes import Episodes
+from dllm_gym.envs.spaces import flat, flat_space
 from dllm_gym.envs.unmasking import UnmaskingEnv
+from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.names import find, refuse_unknown
 from dllm_gym.tasks.base import Task
+from dllm_gym.types import Observation
 
 
-def make_form(task: str | Task, form: str, *, max_unmask: int | None = None, **settings: Any) -> gym.Env:
+def make_form(task: str | Task, form: str, **settings: Any) -> gym.Env:
     """`UnmaskingEnv` in another form of action, with the flat observation.
 
     Args:
-        task, settings: as in `UnmaskingEnv`.
+        task: as in `UnmaskingEnv`.
         form: "topk", "threshold" or "position".
-        max_unmask: of `TopK`.
+        settings: as in `UnmaskingEnv`, and those of the form: ``max_unmask`` of `TopK`.
     """
-    if form not in FORMS:
-        raise ValueError(f"form={form!r}: must be one of {sorted(FORMS)}.")
-    arguments = {} if max_unmask is None else {"max_unmask": max_unmask}
-    return FlatObservation(FORMS[form](UnmaskingEnv(task, **settings), **arguments))
+    kind, own = _form_and_arguments(form, settings, UnmaskingEnv)
+    return FlatObservation(kind(UnmaskingEnv(task, **settings), **own))
 
 
 make_form.metadata = UnmaskingEnv.metadata  # where `gym.make` looks the render modes up
 
 
+def make_vector_form(task: str | Task, num_envs: int = 1, *, form: str, **settings: Any) -> FormVectorEnv:
+    """`FormVectorEnv` with the arguments of `make_form`, and of `UnmaskingVectorEnv`."""
+    kind, own = _form_and_arguments(form, settings, UnmaskingVectorEnv)
+    rows = PositionVectorEnv if kind is Position else FormVectorEnv
+    return rows(task, num_envs, form=kind, arguments=own, **settings)
+
+
+def _form_and_arguments(form: str, settings: dict[str, Any], env: Callable) -> tuple[type[_Form], dict[str, Any]]:
+    """A form by name, and its own arguments, taken out of the settings of an environment."""
+    kind = FORMS[find(form, FORMS, "form")]
+    refuse_unknown(settings, kind.space, env, Episodes)
+    own = inspect.signature(kind.space).parameters.keys() & settings.keys()
+    return kind, {name: settings.pop(name) for name in own}
+
+
 class _Form(gym.ActionWrapper, RecordConstructorArgs):
-    """Turns an action of another form into the set of positions, ``[L]`` int8."""
+    """Turns an action of another form into the set of positions."""
 
     def __init__(self, env: gym.Env, **arguments: Any):
         RecordConstructorArgs.__init__(self, **arguments)
         gym.ActionWrapper.__init__(self, env)
-        self.length = env.unwrapped.episodes.gen_length
+        self.action_space = self.space(env.unwrapped.episodes.gen_length, **arguments)
 
-    def _confidence(self) -> np.ndarray:
-        """``[L]`` float32: confidence of the best token where eligible, -1 elsewhere."""
+    @staticmethod
+    def space(length: int, /) -> spaces.Space:
+        """The actions of one row."""
+        raise NotImplementedError
+
+    @staticmethod
+    def valid(action: Any, space: spaces.Space) -> bool:
+        """Whether it is an action of one row."""
+        return space.contains(action)
+
+    @staticmethod
+    def positions(actions: Tensor, seen: Observation) -> Tensor:
+        """The set that each row's action means, ``[B, L]`` bool, for actions ``[B, *space.shape]``."""
+        raise NotImplementedError
+
+    @classmethod
+    def unmask(cls, actions: Sequence, space: spaces.Space, seen: Observation) -> Tensor:
+        """`positions` for actions as a user gives them. Raises ValueError for one that is not in the space."""
+        for action in actions:
+            if not cls.valid(action, space):
+                raise ValueError(f"action={action!r}: must be in {space}.")
+        return cls.positions(torch.as_tensor(np.array(actions, space.dtype), device=seen.masked.device), seen)
+
+    def action(self, action: Any) -> np.ndarray:
         seen = self.unwrapped.episodes.observation
-        return seen.confidence[0, :, 0].masked_fill(~seen.eligible[0], -1.0).cpu().numpy()
-
-    def _positions(self, chosen) -> np.ndarray:
-        unmask = np.zeros(self.length, dtype=np.int8)
-        unmask[chosen] = 1
-        return unmask
-
-    def _check(self, valid: bool, action: Any) -> None:
-        if not valid:
-            raise ValueError(f"action={action!r}: must be in {self.action_space}.")
+        return self.unmask([action], self.action_space, seen)[0].cpu().numpy().astype(np.int8)
 
 
 class TopK(_Form):
@@ -68,14 +105,17 @@ class TopK(_Form):
 
     def __init__(self, env: gym.Env, max_unmask: int | None = None):
         super().__init__(env, max_unmask=max_unmask)
-        most = min(self.length, 8) if max_unmask is None else max_unmask
-        if not 1 <= most <= self.length:
-            raise ValueError(f"max_unmask={max_unmask}: must be 1 to gen_length={self.length}.")
-        self.action_space = spaces.Discrete(most)
 
-    def action(self, action: int) -> np.ndarray:
-        self._check(self.action_space.contains(action), action)
-        return self._positions(np.argsort(-self._confidence(), kind="stable")[: int(action) + 1])
+    @staticmethod
+    def space(length: int, /, *, max_unmask: int | None = None) -> spaces.Discrete:
+        most = min(length, 8) if max_unmask is None else max_unmask
+        if not 1 <= most <= length:
+            raise ValueError(f"max_unmask={max_unmask}: must be 1 to gen_length={length}.")
+        return spaces.Discrete(most)
+
+    @staticmethod
+    def positions(actions: Tensor, seen: Observation) -> Tensor:
+        return best_n(seen.confidence[..., 0], seen.eligible, actions[:, None] + 1)
 
 
 class Threshold(_Form):
@@ -84,32 +124,34 @@ class Threshold(_Form):
     A number outside of [0, 1] acts as the nearer bound, so that an unclipped Gaussian policy works.
     """
 
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+    @staticmethod
+    def space(length: int, /) -> spaces.Box:
+        return spaces.Box(0.0, 1.0, (1,), np.float32)
 
-    def action(self, action: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def valid(action: Any, space: spaces.Space) -> bool:
         threshold = np.asarray(action, dtype=np.float32)
-        self._check(threshold.shape == (1,) and not np.isnan(threshold[0]), action)
-        confidence = self._confidence()
-        unmask = self._positions(confidence > threshold)
-        unmask[confidence.argmax()] = 1
-        return unmask
+        return threshold.shape == (1,) and not np.isnan(threshold[0])
+
+    @staticmethod
+    def positions(actions: Tensor, seen: Observation) -> Tensor:
+        return with_best((seen.confidence[..., 0] > actions) & seen.eligible, seen)
 
 
 class Position(_Form):
     """Action ``Discrete(L)``: unmasks that one position; one that is not eligible counts as an empty set.
 
     ``info["action_mask"]``, ``[L]`` int8, is 1 at the eligible positions, as ``action_space.sample(mask)`` takes it.
+    ``action_masks()``, which sb3-contrib's MaskablePPO calls, is ``[L]`` bool; of many rows ``[num_envs, L]``.
     """
 
-    def __init__(self, env: gym.Env):
-        super().__init__(env)
-        self.action_space = spaces.Discrete(self.length)
+    @staticmethod
+    def space(length: int, /) -> spaces.Discrete:
+        return spaces.Discrete(length)
 
-    def action(self, action: int) -> np.ndarray:
-        self._check(self.action_space.contains(action), action)
-        return self._positions(int(action))
+    @staticmethod
+    def positions(actions: Tensor, seen: Observation) -> Tensor:
+        return torch.zeros_like(seen.masked).scatter_(1, actions[:, None], True)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         observation, info = super().reset(seed=seed, options=options)
@@ -119,8 +161,12 @@ class Position(_Form):
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, reward, terminated, truncated, info | self._mask()
 
+    def action_masks(self) -> np.ndarray:
+        """``[L]`` bool: the eligible positions."""
+        return self.unwrapped.episodes.observation.eligible[0].cpu().numpy().copy()
+
     def _mask(self) -> dict[str, np.ndarray]:
-        return {"action_mask": self.unwrapped.episodes.observation.eligible[0].cpu().numpy().astype(np.int8)}
+        return {"action_mask": self.action_masks().astype(np.int8)}
 
 
 class FlatObservation(gym.ObservationWrapper, RecordConstructorArgs):
@@ -132,11 +178,58 @@ class FlatObservation(gym.ObservationWrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env):
         RecordConstructorArgs.__init__(self)
         gym.ObservationWrapper.__init__(self, env)
-        flat = spaces.flatten_space(env.observation_space)
-        self.observation_space = spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32))
+        self.observation_space = flat_space(env.observation_space)
 
     def observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:
-        return spaces.flatten(self.env.observation_space, observation).astype(np.float32)
+        return flat({name: torch.as_tensor(array)[None] for name, array in observation.items()})[0].numpy()
+
+
+class FormVectorEnv(UnmaskingVectorEnv):
+    """Many rows of one of these ids, decoded together: `UnmaskingVectorEnv` with their actions and observation.
+
+    ``gym.make_vec(id, num_envs=...)`` makes it. Actions are ``[num_envs]`` integers, ``[num_envs, 1]`` floats for
+    `Threshold`; observations, also those in ``infos["final_obs"]``, are flat: ``[num_envs, n]`` float32. Row i of an
+    environment seeded s behaves as the single environment of the id seeded s + i.
+
+    Wrappers of single environments (``make_vec(wrappers=...)``, ``max_episode_steps``) need copies of the single one,
+    a forward each: ``make_vec(..., vectorization_mode="sync")``.
+
+    Args:
+        task, num_envs, settings: as in `UnmaskingVectorEnv`.
+        form: `TopK`, `Threshold` or `Position`.
+        arguments: of the form.
+    """
+
+    def __init__(
+        self, task: str | Task, num_envs: int = 1, *, form: type[_Form], arguments: dict[str, Any], **settings: Any
+    ):
+        super().__init__(task, num_envs, **settings)
+        self.form = form
+        self.single_observation_space = flat_space(self.single_observation_space)
+        self.single_action_space = form.space(self.episodes.gen_length, **arguments)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def step(self, actions):
+        actions = actions.cpu().numpy() if isinstance(actions, Tensor) else actions
+        shape, space = np.array(actions, dtype=object).shape, self.single_action_space
+        if shape[:1] != (self.num_envs,):
+            raise ValueError(f"actions of shape {shape}: must be num_envs={self.num_envs} of them, each in {space}.")
+        return super().step(self.form.unmask(actions, space, self.episodes.observation))
+
+    def _shown(self) -> Tensor:
+        return flat(super()._shown())
+
+
+class PositionVectorEnv(FormVectorEnv):
+    """The rows of `Position`: ``infos["action_mask"]`` is ``[num_envs, L]`` int8."""
+
+    def action_masks(self) -> np.ndarray:
+        """``[num_envs, L]`` bool: the eligible positions of each row."""
+        return self.episodes.observation.eligible.cpu().numpy().copy()
+
+    def _details(self, unmasked: Tensor) -> dict[str, Tensor]:
+        return super()._details(unmasked) | {"action_mask": self.episodes.observation.eligible.to(torch.int8)}
 
 
 FORMS = {"topk": TopK, "threshold": Threshold, "position": Position}

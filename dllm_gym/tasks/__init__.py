@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dllm_gym.names import find
 from dllm_gym.tasks.base import Task
 from dllm_gym.tasks.code import MBPP, HumanEval
 from dllm_gym.tasks.countdown import Countdown
@@ -16,13 +17,12 @@ TASKS: dict[str, type[Task]] = {
 
 
 def make_task(name: str, dataset: str | None = None, split: str = "train", **options) -> Task:
-    """A task by name; see `dllm_gym.tasks.base.Task` for ``dataset``, ``split`` and the options.
+    """A task by name, in any case; see `dllm_gym.tasks.base.Task` for ``dataset``, ``split`` and the options.
 
     Raises:
+        TypeError: an option that the task does not have, with the one that is spelt most like it.
         ValueError: an unknown name or split, an option out of range, or a data file with a broken line.
         FileNotFoundError: a local file that is not there.
         RuntimeError: a hub data set that cannot be reached.
     """
-    if name not in TASKS:
-        raise ValueError(f"task={name!r}: must be one of {sorted(TASKS)}.")
-    return TASKS[name](dataset, split, **options)
+    return TASKS[find(name, TASKS, "task")](dataset, split, **options)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dllm_gym.names import refuse_unknown
 from dllm_gym.tasks.files import SUFFIXES, first_line, load_hub, read_file
 from dllm_gym.types import Problem, Verdict
 
@@ -38,6 +39,7 @@ class Task(ABC):
         allow_code_execution: needed by tasks whose verifier runs what the denoiser wrote (`runs_code`).
 
     Raises:
+        TypeError: an argument that there is not, with the one that is spelt most like it.
         ValueError: an argument out of range, a broken file, or no such problems.
         FileNotFoundError: a data file or template that is not there.
         RuntimeError: a hub set that cannot be loaded.
@@ -66,7 +68,9 @@ class Task(ABC):
         prompt_template: str | None = None,
         few_shot: int = 0,
         allow_code_execution: bool = False,
+        **unknown: Any,
     ):
+        refuse_unknown(unknown, type(self), Task)
         if split not in ("train", "test"):
             raise ValueError(f"split={split!r}: must be 'train' or 'test'.")
         if self.runs_code and not allow_code_execution:

@@ -53,16 +53,21 @@ def mlp(inputs: int, outputs: int, scale: float) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
 
 
+def make_rows(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
+    """The id's own vector environment, or copies of the single one: no step of theirs is a mere reset."""
+    same_step = gym.vector.AutoresetMode.SAME_STEP
+    env = gym.make_vec(env_id, num_envs=num_envs)
+    if env.metadata["autoreset_mode"] is same_step:
+        return env
+    env.close()
+    copies = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": same_step}}
+    return gym.make_vec(env_id, num_envs=num_envs, **copies)
+
+
 def train(args: Args) -> tuple[Agent, list[float]]:
     """The agent and the return of every episode, in the order in which they ended."""
     torch.manual_seed(args.seed)
-    env = gym.make_vec(
-        args.env_id,
-        num_envs=args.num_envs,
-        vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP},  # no step is a mere reset
-        wrappers=[gym.wrappers.RecordEpisodeStatistics],
-    )
+    env = gym.wrappers.vector.RecordEpisodeStatistics(make_rows(args.env_id, args.num_envs))
     agent = Agent(env)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     shape = (args.num_steps, args.num_envs)
@@ -84,8 +89,8 @@ def train(args: Args) -> tuple[Agent, list[float]]:
                 rewards[step] = torch.as_tensor(reward)
                 ends[step] = torch.as_tensor(terminated | truncated)
                 observation = torch.as_tensor(following, dtype=torch.float32)
-                if "final_info" in infos:
-                    returns += infos["final_info"]["episode"]["r"][terminated | truncated].tolist()
+                if "episode" in infos:
+                    returns += infos["episode"]["r"][infos["_episode"]].tolist()
 
             advantages, ahead, next_value = torch.zeros(shape), 0.0, agent.value(observation)
             for step in reversed(range(args.num_steps)):
