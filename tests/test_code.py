@@ -1,6 +1,7 @@
 """HumanEval and MBPP: which code is read from a completion, and which verdict it gets."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def humaneval(tmp_path) -> HumanEval:
 
 
 def read(completion: str, prompt: str = PROMPT) -> list[str]:
-    return [program.removeprefix(prompt).strip("\n") for program in read_code(completion, ("twice",), prompt)]
+    return [program.removeprefix(prompt).strip("\n") for program in read_code(completion, ("twice",), prompt).programs]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,69 @@ def test_what_is_no_code_is_cut_where_the_whole_is_none(completion):
 )
 def test_a_body_continues_the_prompt(humaneval, completion):
     assert humaneval.verify(humaneval[0], completion).correct
+
+
+DOCUMENTED = """def twice(x):
+    \"\"\"Two times x, as in
+    ```
+    twice(2)
+    ```
+    or ```twice(3)```.
+    \"\"\"
+    return 2 * x
+"""
+USES_HELPER = "def twice(x):\n    return add(x, math.floor(x) * ONE)\n"
+HELPER = "import math\nfrom nowhere import nothing\nONE = 1\nTWO = twice(1)\n\ndef add(a, b):\n    return a + b\n"
+
+READ = {
+    "a marker after it": f"{DEFINITION}[DONE]",
+    "a marker and more": f"[BEGIN]\n{DEFINITION}[DONE]\n\nYou are an expert Python programmer.",
+    "a closing marker": f"[PYTHON]\n{DEFINITION}[/PYTHON]",
+    "a heading": f"{DEFINITION}\nExplanation",
+    "a heading and prose": f"{DEFINITION}\nExplanation: it is the number x = 2 * y.",
+    "the language of a lost fence": f"python\n{DEFINITION}",
+    "the language of a lost fence, twice": f"Here it is.\n\npython\n{DEFINITION}\nDone",
+    "prose before and after": f"Here is the code:\n{DEFINITION}\nIt doubles.",
+    "a session after it": f"{DEFINITION}\n>>> twice(2)\n4",
+    "a main block": f"{DEFINITION}\nif __name__ == '__main__':\n    print(twice(input()))",
+    "fences in the docstring": f"```python\n{DOCUMENTED}```\nIt doubles.",
+    "fences in the docstring, no fence around": DOCUMENTED,
+    "fences in the docstring, the first lost": f"{DOCUMENTED}```\nIt doubles.",
+    "fences at the margin of the docstring": f"```\n{DOCUMENTED.replace('    ```', '```')}```",
+    "a fence at the end of a line": "```python\ndef twice(x): return 2 * x```\nIt doubles.",
+    "tildes": f"~~~python\n{DEFINITION}~~~",
+    "four backticks": f"````python\n{DEFINITION}````",
+    "an answer tag": f"<answer>\n```python\n{DEFINITION}```\n</answer>",
+    "windows": f"```python\n{DEFINITION}```".replace("\n", "\r\n"),
+    "lambda": "```python\ntwice = lambda x: 2 * x\n```",
+    "lambda without fence": "Use this:\n\ntwice = lambda x: 2 * x",
+    "typed lambda": "```python\nfrom typing import Callable\ntwice: Callable[[int], int] = lambda x: 2 * x\n```",
+    "another name": "```python\ndef solve(x):\n    return 2 * x\n\ntwice = solve\n```",
+    "another name in a second block": "```\ndef solve(x):\n    return 2 * x\n```\nThen\n```\ntwice = solve\n```",
+    "a helper in a block before": f"First\n```python\n{HELPER}```\nthen\n```python\n{USES_HELPER}```",
+    "a helper in a block after": f"```python\n{USES_HELPER}```\nwith\n```python\n{HELPER}print(twice(input()))\n```",
+    "an example of use": f"```python\n{DEFINITION}```\nUse it:\n```\nassert twice(2) == 5\nx = twice('a' + 1)\n```",
+    "a wrong one before": f"```python\ndef twice(x):\n    return 3\n```\nNo:\n```python\n{DEFINITION}```",
+    "a local variable of its name": "twice = x + x\nreturn twice",
+}
+
+
+@pytest.mark.parametrize("completion", READ.values(), ids=READ)
+def test_what_is_no_code_is_not_the_program(humaneval, completion, tmp_path):
+    assert humaneval.verify(humaneval[0], completion).correct
+    if "return twice" not in completion:  # a body needs a prompt
+        task = make(tmp_path, "mbpp", MBPP_ROW)
+        assert task.verify(task[0], completion).correct
+
+
+@pytest.mark.parametrize(
+    "text", ["```\n" * 6_000, "`" * 19_000, "~~~x\n" * 4_000, " " * 19_000, "\n" * 19_000, "``` " * 4_000]
+)
+def test_reading_takes_a_moment(text):
+    since = time.process_time()
+    for completion in (text, f"{text}{DEFINITION}", f"```python\n{DEFINITION}{text}"):
+        read_code(completion, ("twice",), PROMPT)
+    assert time.process_time() - since < 2  # quadratic time would be minutes
 
 
 @pytest.mark.parametrize("completion", ["", " \n", "<|eot_id|>", "```python\n```", "<|eot_id|>" + BODY])

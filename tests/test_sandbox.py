@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sandboxed import LINUX, needs, nothing_stays, processes_of, run, wait_for, weaken  # noqa: F401
 
+from dllm_gym.verify.code import Checks, verify_code
 from dllm_gym.verify.sandbox import FULL_ISOLATION, Limits, isolation, run_tests
 
 # What it is for
@@ -32,6 +33,48 @@ def test_the_first_program_that_compiles_is_run():
     programs = ["def f(:", "\0", "\ud800", "def f(): return 4", "def f(): return 5"]
     assert run_tests(programs, ["assert f() == 4"], ["f"]).passed == 1
     assert "SyntaxError" in run_tests(["def f(:"], ["assert f() == 4"], ["f"]).error
+
+
+def test_of_programs_that_compile_the_one_that_defines_the_name_is_run():
+    programs = ["def g(): return 3", "(" * 9_000, "def f(): return 4", "def f(): return 5"]
+    assert run_tests(programs, ["assert f() == 4"], ["f"]).passed == 1
+    assert run_tests(["Explanation\n[DONE, THIS]\ndef f(): return 4\nf"], ["assert f() == 4"], ["f"]).passed == 1
+    for program in ("f = lambda: 4", "import math\nif math: f = lambda: 4", "from math import sqrt as f\nf = [f][0]"):
+        assert run_tests(["pass", program], ["assert f"], ["f"]).passed == 1
+
+
+def test_helpers_stand_before_the_program_and_may_fail():
+    helpers = [
+        "from nowhere import x",
+        "((",
+        "def f(): return 5\nONE = 1\nTWO = print(3)\ndef g(): return ONE",
+        "raise SystemExit",
+    ]
+    program = "def f():\n    return 3 + g()\n"
+    assert run_tests([program], ["assert f() == 4"], ["f"], helpers=helpers).passed == 1
+    assert "TWO" in run_tests(["def f(): return TWO"], ["f()"], ["f"], helpers=helpers).error
+
+
+def test_a_sandbox_that_something_else_ends_is_undecided(monkeypatch):
+    """It is started once more; a program that ends itself is just wrong."""
+    started, popen = [], subprocess.Popen
+
+    def killed(*arguments, **options):
+        started.append(popen(*arguments, **options))
+        if len(started) <= kills:
+            started[-1].kill()
+        return started[-1]
+
+    monkeypatch.setattr("dllm_gym.verify.sandbox.subprocess.Popen", killed)
+    for kills, undecided in ((0, None), (1, None), (2, "the sandbox was ended")):
+        started.clear()
+        outcome = run_tests(["def f(): return 4"], ["assert f() == 4"], ["f"])
+        assert (outcome.passed, outcome.undecided, len(started)) == (undecided is None, undecided, min(kills, 1) + 1)
+        started.clear()
+        verdict = verify_code("def f(): return 4", Checks(("f",), ("assert f() == 4",)))
+        assert (verdict.correct, verdict.score, verdict.undecided) == (undecided is None, undecided is None, undecided)
+    kills = 0
+    assert run_tests(["import os\nos._exit(0)"], ["f()"], ["f"]).undecided is None
 
 
 VALUES = [

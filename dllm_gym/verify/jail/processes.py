@@ -10,12 +10,14 @@ judge compares what came back, and what can come back are plain values only.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import json
 import os
 import select
 import signal
+import symtable
 import sys
 import time
 import types
@@ -114,7 +116,11 @@ def serve(questions: int, answer: int, isolation: list[str]) -> None:
 
 def respond(question: dict, module: types.ModuleType) -> object:
     if "load" in question:
-        return exec(first_that_compiles(question["load"]), module.__dict__)
+        load = question["load"]
+        for helper in compiled_helpers(load["helpers"], load["names"]):
+            with contextlib.suppress(Exception):  # an example of use, perhaps, or a module that is not there
+                exec(helper, module.__dict__)
+        return exec(compiled_program(load["programs"], load["names"]), module.__dict__)
     arguments = [decode(argument) for argument in question["arguments"]]
     keywords = {name: decode(argument) for name, argument in question["keywords"].items()}
     if question["call"] not in module.__dict__:
@@ -122,11 +128,52 @@ def respond(question: dict, module: types.ModuleType) -> object:
     return module.__dict__[question["call"]](*arguments, **keywords)
 
 
-def first_that_compiles(programs: list[str]) -> types.CodeType:
-    for program in programs[:-1]:
-        with contextlib.suppress(SyntaxError, ValueError):
-            return compile(program, "program", "exec")
-    return compile(programs[-1], "program", "exec")
+NO_CODE = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What the compiler says of a text that is none."""
+
+
+def compiled_program(programs: list[str], names: list[str]) -> types.CodeType:
+    """The first program that compiles and defines one of the names, else the first that compiles."""
+    found = []
+    for program in programs:
+        with contextlib.suppress(*NO_CODE):
+            tree = ast.parse(program)
+            tree.body = [statement for statement in tree.body if not says_nothing(statement)]
+            found.append((defined(program).isdisjoint(names), compile(tree, "program", "exec")))
+    if not found:
+        return compile(programs[-1], "program", "exec")
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def compiled_helpers(helpers: list[str], names: list[str]) -> Iterator[types.CodeType]:
+    """Imports, functions, classes and constants, one by one; none that is called as the program."""
+    for helper in helpers:
+        with contextlib.suppress(*NO_CODE):
+            for statement in ast.parse(helper).body:
+                source = ast.unparse(statement)
+                if is_definition(statement) and defined(source).isdisjoint(names):
+                    yield compile(source, "program", "exec")
+
+
+def is_definition(statement: ast.stmt) -> bool:
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        computed = isinstance(statement.value, ast.Lambda) or statement.value is None
+        return computed or not any(isinstance(node, ast.Call) for node in ast.walk(statement.value))
+    return isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+
+
+def says_nothing(statement: ast.stmt) -> bool:
+    """A name that stands alone: the language of a fence that was lost, ``Explanation``, ``[DONE]``."""
+    if not isinstance(statement, ast.Expr):
+        return False
+    value = statement.value
+    return all(isinstance(node, ast.Name) for node in (value.elts if isinstance(value, ast.List) else [value]))
+
+
+def defined(program: str) -> set[str]:
+    """The names that a program binds at its top level."""
+    symbols = symtable.symtable(program, "program", "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
 # The judge
@@ -162,7 +209,7 @@ def judge_job(ask: int, answers: int, wall_s: float, null: int) -> None:
     try:
         exec(job["setup"], namespace)
         namespace.update({name: function(name) for name in job["names"]})
-        question(load=job["programs"])
+        question(load={name: job[name] for name in ("programs", "helpers", "names")})
         tests = job["tests"]
     except BaseException as problem:
         error, tests = describe(problem), []
