@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: train test lint
+.PHONY: train test lint minimum
 
 # Train an unmasking policy with GRPO on embedded problems; ends with a table and a plot.
 train: $(VENV)/installed
@@ -14,6 +14,10 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The tests on the oldest versions that setup.cfg promises.
+minimum:
+	$(PYTHON) .ci/minimum_versions.py
 
 # The file says that the environment is whole: an interrupted installation is made again.
 $(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt

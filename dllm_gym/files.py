@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import time
@@ -111,7 +112,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # Libraries in Rust have exceptions of their own for what the system says.
-        if not (isinstance(error, OSError) or "os error" in str(error)):
+        if not (isinstance(error, OSError) or re.search("os error|IoError", str(error))):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(f"{path} cannot be written ({reason}).") from error
