@@ -9,7 +9,7 @@ train: $(VENV)/installed
 	$(RUN) train_policy.py grpo
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

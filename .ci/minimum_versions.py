@@ -35,7 +35,8 @@ def main() -> int:
     venv.create(FOLDER, with_pip=True)
     python = FOLDER / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "-e", ".[test]", *versions], cwd=ROOT, check=True)
-    return subprocess.run([python, "-m", "pytest", "-n", "2", *sys.argv[1:]], cwd=ROOT).returncode
+    tests = [python, "-m", "pytest", "-n", "2", "--dist", "worksteal", *sys.argv[1:]]
+    return subprocess.run(tests, cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def test_proposals_at_another_temperature_are_corrected_for():
 
 
 def test_an_elbo_in_place_of_the_trajectory():
-    assert total_variation(Metropolis(alpha=1, steps=12, likelihood="elbo", maskings=32), 1) < 0.06
-    several = Metropolis(alpha=1, steps=12, likelihood="elbo", maskings=32, proposal=make_sampler("random:k=2"))
+    assert total_variation(Metropolis(alpha=1, steps=8, likelihood="elbo", maskings=32), 1) < 0.06
+    several = Metropolis(alpha=1, steps=8, likelihood="elbo", maskings=32, proposal=make_sampler("random:k=2"))
     assert total_variation(several, 1) < 0.06
 
 
