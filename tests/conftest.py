@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
+import os
 import signal
+
+os.environ["OMP_NUM_THREADS"] = "1"  # two workers share two cores, and so do the processes that tests start
 
 import pytest
 import torch
