@@ -47,7 +47,8 @@ TRAININGS = {
     "elbo-pg": DENOISER + "--corruption.kind block --env.block-length 4",
     "joint": "--env.num-envs 4 --rounds 1 --report.no-enabled --threads 1 --grpo.iterations 1 --grpo.problems 1 "
     "--grpo.group 2 --denoiser.iterations 1 --denoiser.problems 1 --denoiser.group 2",
-    "sft": "--steps 2 --batch.countdown 3 --batch.gsm8k 1 --batch.sudoku 1 --hidden-size 16 --num-layers 1 --num-heads 2 --no-bf16 --log-every 1",
+    "sft": "--steps 2 --batch.countdown 3 --batch.gsm8k 1 --batch.sudoku 1 "
+    "--hidden-size 16 --num-layers 1 --num-heads 2 --no-bf16 --log-every 1",
 }
 CELLS = {
     "heuristics": "--sampler threshold --sampler random:k=2 --sampler margin --sampler entropy-bounded:gamma=0.5 "
