@@ -8,5 +8,6 @@ setup(
         "dllm_gym.agents",
         *(f"dllm_gym.agents.{name}" for name in find_packages("agents")),
         "dllm_gym.eval",
+        *(f"dllm_gym.eval.{name}" for name in find_packages("eval")),
     ]
 )

@@ -7,7 +7,12 @@ if __name__ != "dllm_gym.agents":
 
 __all__ = ["collect", "evaluate", "load_policy", "make_policy"]
 
-_HOMES = {"collect": "rollout", "evaluate": "rollout", "load_policy": "policy", "make_policy": "heuristics"}
+_HOMES = {
+    "collect": "samplers.rollout",
+    "evaluate": "evaluation",
+    "load_policy": "samplers.policy",
+    "make_policy": "samplers.heuristics",
+}
 
 
 def __getattr__(name: str):

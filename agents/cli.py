@@ -10,15 +10,18 @@ import sys
 
 import tyro
 
-from dllm_gym.agents.denoiser_rl import OBJECTIVES
+from dllm_gym.agents.trainers.denoiser import OBJECTIVES
 
 ALGORITHMS = {
-    "grpo": ("dllm_gym.agents.policy_rl.grpo", "GRPOConfig"),
-    "ppo": ("dllm_gym.agents.policy_rl.ppo", "PPOConfig"),
-    "sb3-ppo": ("dllm_gym.agents.policy_rl.sb3_ppo", "SB3PPOConfig"),
-    **{name: (f"dllm_gym.agents.denoiser_rl.{module}", config) for name, (module, config, _) in OBJECTIVES.items()},
-    "joint": ("dllm_gym.agents.joint", "JointConfig"),
-    "sft": ("dllm_gym.agents.sft", "SFTConfig"),
+    "grpo": ("dllm_gym.agents.trainers.policy.grpo", "GRPOConfig"),
+    "ppo": ("dllm_gym.agents.trainers.policy.ppo", "PPOConfig"),
+    "sb3-ppo": ("dllm_gym.agents.trainers.policy.sb3_ppo", "SB3PPOConfig"),
+    **{
+        name: (f"dllm_gym.agents.trainers.denoiser.{module}", config)
+        for name, (module, config, _) in OBJECTIVES.items()
+    },
+    "joint": ("dllm_gym.agents.trainers.joint", "JointConfig"),
+    "sft": ("dllm_gym.agents.trainers.sft", "SFTConfig"),
 }
 """Subcommand -> module with `train(config)`, and its config."""
 
@@ -56,7 +59,7 @@ def parse(name: str, flags: list[str]):
     given = known.parse_known_args(flags)[0]
     folder, objective, stored = given.resume, given.objective, {}
     if folder:
-        from dllm_gym.agents.run import read_config
+        from dllm_gym.agents.trainers.run import read_config
 
         stored = read_config(folder)
     chooses = "objective" in config_type.__dataclass_fields__  # decides which flags there are

@@ -149,7 +149,7 @@ class Rollout:
     observation: Observation | None
     """N rows: what the policy saw at each step; None where steps were not kept."""
     picks: Tensor | None
-    """``[N, L]`` int64: what it sampled, see `dllm_gym.agents.distributions`."""
+    """``[N, L]`` int64: what it sampled, see `dllm_gym.agents.samplers.distributions`."""
     log_prob: Tensor | None
     """``[N]`` float32: log-probability of ``picks``; 0 for a policy that does not tell."""
     episode: Tensor | None

@@ -19,8 +19,8 @@ from dllm_gym.eval.tables import print_cells
 
 COMMANDS = {
     "compare": ("dllm_gym.eval.compare", "CompareConfig", "compare"),
-    "experiment": ("dllm_gym.eval.experiment", "ExperimentConfig", "experiment"),
-    "report": ("dllm_gym.eval.report", "ReportConfig", "report"),
+    "experiment": ("dllm_gym.eval.experiments.run", "ExperimentConfig", "experiment"),
+    "report": ("dllm_gym.eval.report.page", "ReportConfig", "report"),
 }
 """Subcommand -> module, its config and its function."""
 

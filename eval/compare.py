@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from dllm_gym.agents.rollout import bootstrap_interval
+from dllm_gym.agents.evaluation import bootstrap_interval
 from dllm_gym.eval.results import Cell, read_results
 from dllm_gym.eval.tables import ids, settings_that_differ, unit, values, with_interval
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 import dllm_gym
-from dllm_gym.agents.config import EnvConfig, env_spec, make_env
-from dllm_gym.agents.metropolis import Chains, Metropolis
-from dllm_gym.agents.policy import UnmaskingPolicy
-from dllm_gym.agents.rollout import Policy, collect
-from dllm_gym.agents.samplers import canonical, is_random, make_sampler, reads, reseeded
+from dllm_gym.agents.environment import EnvConfig, env_spec, make_env
+from dllm_gym.agents.samplers.metropolis import Chains, Metropolis
+from dllm_gym.agents.samplers.policy import UnmaskingPolicy
+from dllm_gym.agents.samplers.rollout import Policy, collect
+from dllm_gym.agents.samplers.spec import canonical, is_random, make_sampler, reads, reseeded
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.envs.episodes import Finished, require_rewards

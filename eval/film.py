@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from dllm_gym import rendering
-from dllm_gym.agents.config import EnvConfig, make_env
-from dllm_gym.agents.rollout import Policy
-from dllm_gym.agents.samplers import make_stepwise, reads
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.samplers.rollout import Policy
+from dllm_gym.agents.samplers.spec import make_stepwise, reads
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.envs.trace import Trace
 from dllm_gym.eval.command import run

@@ -8,7 +8,7 @@ from math import comb, exp
 
 import numpy as np
 
-from dllm_gym.agents.rollout import bootstrap_interval
+from dllm_gym.agents.evaluation import bootstrap_interval
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dllm_gym.agents.rollout import count_reasons
+from dllm_gym.agents.evaluation import count_reasons
 from dllm_gym.files import append, held, write_text
 
 PER_SAMPLE = ("correct", "score", "nfe", "reward", "length", "log_likelihood", "completion")

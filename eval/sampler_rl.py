@@ -18,12 +18,12 @@ import numpy as np
 import torch
 import tyro
 
-from dllm_gym.agents.config import EnvConfig, make_env
-from dllm_gym.agents.heuristics import make_policy
-from dllm_gym.agents.policy import load_policy
-from dllm_gym.agents.policy_rl import grpo, ppo, sb3_ppo
-from dllm_gym.agents.report import ReportConfig
-from dllm_gym.agents.rollout import Evaluation, bootstrap_interval, evaluate
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, evaluate
+from dllm_gym.agents.samplers.heuristics import make_policy
+from dllm_gym.agents.samplers.policy import load_policy
+from dllm_gym.agents.trainers.policy import grpo, ppo, sb3_ppo
+from dllm_gym.agents.trainers.policy.comparison import ReportConfig
 from dllm_gym.eval.command import one_line
 from dllm_gym.files import write_text, written
 from dllm_gym.rewards import multiplicative

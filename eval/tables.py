@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dllm_gym.agents.report import console
-from dllm_gym.agents.rollout import bootstrap_interval, describe_undecided
+from dllm_gym.agents.evaluation import bootstrap_interval, describe_undecided
+from dllm_gym.agents.terminal import console
 from dllm_gym.eval.metrics import aup, pass_at_k, summary
 from dllm_gym.eval.results import Cell
 

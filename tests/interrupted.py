@@ -5,7 +5,7 @@ import signal
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from dllm_gym.agents.run import Run
+from dllm_gym.agents.trainers.run import Run
 
 
 class Killed(BaseException):

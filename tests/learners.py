@@ -8,7 +8,7 @@ from torch import Tensor
 
 import dllm_gym
 from dllm_gym import make_task
-from dllm_gym.agents.denoiser_rl.learner import Learner
+from dllm_gym.agents.trainers.denoiser.learner import Learner
 
 
 def early(dtype: str = "float32"):

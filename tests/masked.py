@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dllm_gym.agents.denoiser_rl.corruption import Corruption, corrupt
+from dllm_gym.decoding.corruption import Corruption, corrupt
 
 LENGTH = 4
 

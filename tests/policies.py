@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from dllm_gym.agents.config import make_policy_network
-from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy
+from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy
+from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.types import Observation
 
 TINY = PolicyConfig(hidden_dim=16, mlp_dim=32)

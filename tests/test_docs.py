@@ -9,8 +9,8 @@ import pytest
 
 import dllm_gym  # noqa: F401
 from dllm_gym.agents.cli import ALGORITHMS
-from dllm_gym.agents.heuristics import HEURISTICS
-from dllm_gym.agents.samplers import SAMPLERS
+from dllm_gym.agents.samplers.heuristics import HEURISTICS
+from dllm_gym.agents.samplers.spec import SAMPLERS
 from dllm_gym.envs.__main__ import page
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dllm_gym.agents.cli import main as train
-from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy, load_policy
+from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy, load_policy
 from dllm_gym.eval import cli
 from dllm_gym.eval.results import ResultsFile, read_results
 from dllm_gym.files import UNFINISHED, append, held, write_text, written

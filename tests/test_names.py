@@ -8,9 +8,9 @@ from errors import error_of
 
 from dllm_gym import make_task
 from dllm_gym.agents import make_policy
-from dllm_gym.agents.config import EnvConfig, make_env
-from dllm_gym.agents.metropolis import Metropolis
-from dllm_gym.agents.samplers import is_random, make_sampler
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.samplers.metropolis import Metropolis
+from dllm_gym.agents.samplers.spec import is_random, make_sampler
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from scripted import ScriptedDenoiser, ScriptedTask
 
 from dllm_gym import load_denoiser
-from dllm_gym.agents.config import EnvConfig, make_env
-from dllm_gym.agents.heuristics import make_policy
-from dllm_gym.agents.metropolis import Metropolis
-from dllm_gym.agents.policy import PolicyConfig, UnmaskingPolicy, load_policy
-from dllm_gym.agents.policy_rl.grpo import GRPOConfig
-from dllm_gym.agents.rollout import evaluate
-from dllm_gym.agents.run import Run
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.evaluation import evaluate
+from dllm_gym.agents.samplers.heuristics import make_policy
+from dllm_gym.agents.samplers.metropolis import Metropolis
+from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy, load_policy
+from dllm_gym.agents.trainers.policy.grpo import GRPOConfig
+from dllm_gym.agents.trainers.run import Run
 from dllm_gym.decoding import blank
 from dllm_gym.eval.cli import main as dllm_eval
 from dllm_gym.types import Verdict

@@ -42,8 +42,8 @@ def test_contents(wheel):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{inside}/{path.relative_to(ROOT / folder).as_posix()}" in names
     assert names >= ASSETS
-    pages = [path.name for kind in ("html", "css", "js") for path in (ROOT / "eval").glob(f"*.{kind}")]
-    assert pages and names >= {f"dllm_gym/eval/{name}" for name in pages}
+    pages = [path.name for kind in ("html", "css", "js") for path in (ROOT / "eval" / "report").glob(f"*.{kind}")]
+    assert pages and names >= {f"dllm_gym/eval/report/{name}" for name in pages}
     assert not [name for name in names if "test" in name or name.endswith("train_policy.py")]
 
 
@@ -55,7 +55,7 @@ def test_the_installed_wheel_works_elsewhere(wheel, tmp_path):
     code = f"""
 import sys
 sys.path.insert(0, {str(target)!r})
-import dllm_gym, dllm_gym.agents, dllm_gym.agents.policy_rl.grpo, dllm_gym.eval, gymnasium
+import dllm_gym, dllm_gym.agents, dllm_gym.agents.trainers.policy.grpo, dllm_gym.eval, gymnasium
 loaded = [module for name, module in sys.modules.items() if name.startswith("dllm_gym")]
 assert all(module.__file__.startswith({str(target)!r}) for module in loaded)
 assert dllm_gym.__path__ == [{str(target / "dllm_gym")!r}]

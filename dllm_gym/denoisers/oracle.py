@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dllm_gym import decoding
 from dllm_gym.denoisers.base import Denoiser
-from dllm_gym.joint import PROMPT, WORDS, mixture
+from dllm_gym.oracle_joint import PROMPT, WORDS, mixture
 
 LARGEST_TABLE = 1 << 26
 """Entries that a table may have: 512 MiB in float64."""
@@ -139,7 +139,7 @@ class OracleDenoiser(TabularDenoiser):
 
     @classmethod
     def default(cls, device: str | torch.device = "cpu") -> OracleDenoiser:
-        """The oracle of `dllm_gym.joint`, which the task "oracle" judges."""
+        """The oracle of `dllm_gym.oracle_joint`, which the task "oracle" judges."""
         return cls(torch.from_numpy(mixture()), device)
 
     def probabilities(self) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dllm_gym.joint import PROMPT, SENTENCES
+from dllm_gym.oracle_joint import PROMPT, SENTENCES
 from dllm_gym.tasks.base import EMBEDDED, GeneratedTask
 from dllm_gym.types import Problem, Verdict
 

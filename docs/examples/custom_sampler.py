@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dllm_gym  # noqa: F401  (registers the ids)
 from dllm_gym.agents import evaluate, make_policy
-from dllm_gym.agents.rollout import Evaluation
+from dllm_gym.agents.evaluation import Evaluation
 from dllm_gym.types import Observation
 
 

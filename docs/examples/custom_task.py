@@ -11,8 +11,8 @@ import numpy as np
 
 from dllm_gym import load_denoiser
 from dllm_gym.agents import evaluate, make_policy
-from dllm_gym.agents.rollout import Evaluation
-from dllm_gym.agents.sft import SFTConfig, train
+from dllm_gym.agents.evaluation import Evaluation
+from dllm_gym.agents.trainers.sft import SFTConfig, train
 from dllm_gym.tasks import TASKS
 from dllm_gym.tasks.base import GeneratedTask
 from dllm_gym.types import Problem, Verdict

@@ -19,10 +19,10 @@ from lm_eval.utils import make_table
 
 from dllm_gym import decoding, load_denoiser, make_task
 from dllm_gym.agents import collect, make_policy
-from dllm_gym.agents.denoiser_rl.corruption import corrupt, corrupted_canvas
-from dllm_gym.agents.denoiser_rl.likelihood import elbo
-from dllm_gym.agents.metropolis import Metropolis
-from dllm_gym.agents.samplers import make_sampler
+from dllm_gym.agents.samplers.metropolis import Metropolis
+from dllm_gym.agents.samplers.spec import make_sampler
+from dllm_gym.decoding.corruption import corrupt, corrupted_canvas
+from dllm_gym.decoding.likelihood import elbo
 from dllm_gym.envs.episodes import Finished
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.tasks.base import Task

@@ -1,0 +1,1 @@
+"""Samplers: what chooses the positions to unmask, learned or not, and how episodes are played with them."""

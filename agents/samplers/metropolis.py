@@ -1,0 +1,257 @@
+"""Independent Metropolis-Hastings: samples from p(completion | prompt)^alpha, without training (arXiv 2604.00375).
+
+Of all ways to trade quality for exploration, the maximum of ``E_q[log p] + H(q) / alpha`` over distributions q of whole
+completions is p^alpha / Z, tempered globally; token temperature and low-confidence remasking temper locally. A proposal
+is a whole completion (or block), decoded without regard to the current one, and accepted with probability
+``min(1, w' / w)``, ``w = p^alpha / q``:
+
+- ``log q``: the log-probability with which each token was drawn at the step that wrote it, summed. The positions may be
+  chosen in any way, at random too, that sees the canvas and the denoiser's probabilities, but not the tokens drawn for
+  positions that stay masked: their order is then an auxiliary variable whose probability is the same under target and
+  proposal and cancels. All samplers of this project are like that; with one of your own the result is `approximate`.
+- ``log p``: by "trajectory", the untempered log-probabilities along the same order, where one token is written a step
+  (exact for a consistent denoiser, whatever the order); or by "elbo", estimated with ``maskings`` maskings.
+
+The target is a distribution over canvases: tokens after the end of the text are drawn like all others, and nothing is
+filled in for free. With ``block_length`` below the canvas length chains run block by block, K proposals of a block
+given the accepted earlier ones; the target is the product over blocks of p(block | earlier)^alpha / Z(earlier).
+An "elbo" is noisy: it targets E[exp(alpha * estimate)], which nears p^alpha as maskings grow and alpha falls.
+
+Metrics of a chain step, means over chains: ``acceptance`` and ``log_likelihood`` (of the current state, nats).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dllm_gym import decoding
+from dllm_gym.agents.samplers.heuristics import HEURISTICS, make_policy
+from dllm_gym.agents.samplers.policy import UnmaskingPolicy
+from dllm_gym.agents.samplers.rollout import Policy
+from dllm_gym.decoding import likelihood
+from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
+from dllm_gym.envs.episodes import Episodes, Finished
+from dllm_gym.names import find
+from dllm_gym.types import Canvas
+
+LIKELIHOODS = ("trajectory", "elbo")
+
+
+@dataclass
+class Metropolis:
+    """Independent Metropolis-Hastings chains; call `run`."""
+
+    alpha: float = 2.0
+    """Exponent of the target, more than 0; 1 is the denoiser's own distribution."""
+    steps: int = 8
+    """Proposals of a chain after its first state; of every block, where there are blocks."""
+    proposal: str | Policy = "random"
+    """A heuristic's name, with its defaults, or any sampler."""
+    likelihood: str = "trajectory"
+    """Of a completion: "trajectory" or "elbo"."""
+    maskings: int = 8
+    """Of the "elbo"; even."""
+    seed: int = 0
+    """Of tokens, positions, maskings and acceptance."""
+
+    def __post_init__(self):
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha={self.alpha}: must be more than 0, and finite (1: the denoiser's distribution).")
+        if self.steps < 1 or self.steps % 1:
+            raise ValueError(f"steps={self.steps}: must be a whole number, 1 or more.")
+        if self.likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood={self.likelihood!r}: must be one of {', '.join(LIKELIHOODS)}.")
+        if self.maskings < 2 or self.maskings % 2:
+            raise ValueError(f"maskings={self.maskings}: must be 2 or more, and even (a mask and its complement).")
+        if not callable(self.proposal):
+            self.proposal = find(self.proposal, HEURISTICS, "proposal", ", or a sampler")
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the target is not quite p^alpha: a noisy "elbo", or a proposal whose likelihood may not be log q."""
+        return self.likelihood == "elbo" or not isinstance(self.proposal, (str, UnmaskingPolicy, *HEURISTICS.values()))
+
+    def check(self, episodes: Episodes) -> None:
+        """Refuse episodes that give no chain. Raises ValueError."""
+        if episodes.temperature <= 0:
+            raise ValueError(
+                f"temperature={episodes.temperature}: proposals at temperature 0 are all the same; give 1.0."
+            )
+
+    def run(
+        self,
+        episodes: Episodes,
+        problems: Sequence[int],
+        *,
+        numbers: Sequence[int] | None = None,
+        ended: Callable[[int, Finished], None] | None = None,
+    ) -> Chains:
+        """One chain for each problem index; chains of one problem are independent.
+
+        Args:
+            episodes: gives task, denoiser, block length, the temperature of the proposals (1, or what comes near
+                p^alpha), and the number of rows decoded together. Their running episodes are left alone.
+            problems: indices into the task, repeated for several samples.
+            numbers: of the chains, from which their draws follow; None: 0, 1, ... For one part of many chains.
+            ended: called with n and the last state as an episode's end, once for each chain.
+
+        Raises:
+            ValueError: temperature 0; a "trajectory" along which several tokens were written at once.
+        """
+        self.check(episodes)
+        policy = self.proposal
+        if not callable(policy):
+            draws = "seed" in HEURISTICS[policy].__dataclass_fields__
+            policy = make_policy(policy, **({"seed": self.seed} if draws else {}))
+        group, parts = max(1, episodes.num_rows // (self.steps + 1)), []
+        for start in range(0, len(problems), group):
+            indices = list(problems[start : start + group])
+            rng = np.random.default_rng([self.seed, start if numbers is None else numbers[start]])
+            chains = self._chains(episodes, policy, indices, rng)
+            texts = decoding.completions(chains.canvas, episodes.end_tokens)
+            figures = zip(texts, chains.nfe.tolist(), chains.log_likelihood[:, -1].tolist(), strict=True)
+            for n, (index, of_chain) in enumerate(zip(indices, figures, strict=True), start):
+                if ended:
+                    ended(n, episodes.judge(n, episodes.task[index], *of_chain))
+            parts.append(chains)
+        return Chains.cat(parts)
+
+    def _chains(self, episodes: Episodes, policy: Policy, problems: list[int], rng: np.random.Generator) -> Chains:
+        """Several chains at once: all proposals of a block first, then accept or reject one after the other."""
+        prompts = [episodes.encode_prompt(episodes.task[index]) for index in problems]
+        canvas = decoding.blank(prompts, episodes.gen_length, episodes.denoiser.mask_token_id)
+        device, count, tries = canvas.tokens.device, len(problems), self.steps + 1
+        chains = Chains(
+            canvas=canvas,
+            acceptance=torch.zeros(count, self.steps, device=device),
+            log_likelihood=torch.zeros(count, tries, dtype=torch.float64, device=device),
+            nfe=torch.zeros(count, dtype=torch.int64, device=device),
+        )
+        ends = range(episodes.block_length, episodes.gen_length + 1, episodes.block_length)
+        for end in ends:
+            start = chains.canvas[torch.arange(count, device=device).repeat_interleave(tries)]
+            proposals = propose(episodes, start, policy, end, rng)
+            nfe = proposals.canvas.steps - start.steps
+            if self.likelihood == "elbo":
+                log_p = self._elbo(episodes, proposals.canvas, end, rng)
+                chains.nfe += tries * self.maskings
+            elif (nfe == episodes.block_length).all():
+                log_p = proposals.log_p
+            else:
+                raise ValueError(
+                    f"likelihood='trajectory' with proposal={self.proposal!r}: several tokens were written in one "
+                    f"step, and their probability is not that of the completion; give likelihood='elbo'."
+                )
+            log_weight = (self.alpha * log_p - proposals.log_q).view(count, tries)
+            if log_weight.isnan().any():
+                raise FloatingPointError("the likelihoods of proposals are not numbers: no chain can accept or reject.")
+            log_uniform = torch.as_tensor(np.log1p(-rng.random((count, self.steps))), device=device)
+            states = accept(log_weight, log_uniform)
+            chains.acceptance += (states[:, 1:] != states[:, :-1]).float() / len(ends)
+            chains.log_likelihood += log_p.view(count, tries).gather(1, states)
+            chains.nfe += nfe.view(count, tries).sum(dim=1)
+            chains.canvas = proposals.canvas[torch.arange(count, device=device) * tries + states[:, -1]]
+        return chains
+
+    @torch.no_grad()
+    def _elbo(self, episodes: Episodes, canvas: Canvas, end: int, rng: np.random.Generator) -> Tensor:
+        """``[N]`` float64: the ELBO of the block that ends at ``end``, given what is before it."""
+        begin = end - episodes.block_length  # earlier blocks are so much more prompt
+        prompt = torch.cat([canvas.prompt, canvas.tokens[:, :begin]], dim=1)
+        prompt_mask = torch.cat([canvas.prompt_mask, ~canvas.masked[:, :begin]], dim=1)
+        tokens, block = canvas.tokens[:, begin:], ~canvas.masked[:, begin:]
+        generator = torch.Generator(tokens.device).manual_seed(int(rng.integers(2**63 - 1)))
+        drawn = corrupt("coupled", block, prompt_mask, self.maskings, generator)
+        log_prob = torch.zeros_like(drawn.weight)
+        for n in range(self.maskings):
+            for rows in torch.arange(len(tokens), device=tokens.device).split(episodes.num_rows):
+                one = Corruption(*(field[n : n + 1, rows] for field in vars(drawn).values()))
+                corrupted = corrupted_canvas(
+                    prompt[rows], prompt_mask[rows], tokens[rows], one, episodes.denoiser.mask_token_id
+                )
+                log_prob[n, rows] = episodes.denoiser.score(corrupted, tokens[rows], one.scored[0]).log_prob.float()
+        return likelihood.elbo(log_prob, drawn.weight).double().sum(dim=1)
+
+
+@dataclass
+class Chains:
+    """C finished chains of K steps."""
+
+    canvas: Canvas
+    """C rows: the last states."""
+    acceptance: Tensor
+    """``[C, K]`` float32: whether a step moved; with several blocks, the share of blocks in which it did."""
+    log_likelihood: Tensor
+    """``[C, K + 1]`` float64, nats: log p of the state after each step; with several blocks, the sum over them."""
+    nfe: Tensor
+    """``[C]`` int64: denoiser forwards of all proposals, those of the "elbo" among them."""
+
+    @staticmethod
+    def cat(parts: list[Chains]) -> Chains:
+        """One after the other; of the canvases the prompts are dropped, they differ in width."""
+        fields = {f: torch.cat([getattr(part, f) for part in parts]) for f in ("acceptance", "log_likelihood", "nfe")}
+        bare = [
+            dataclasses.replace(p.canvas, prompt=p.canvas.prompt[:, :0], prompt_mask=p.canvas.prompt_mask[:, :0])
+            for p in parts
+        ]
+        canvas = Canvas(*(torch.cat([getattr(part, f.name) for part in bare]) for f in dataclasses.fields(Canvas)))
+        return Chains(canvas, **fields)
+
+
+@dataclass
+class Proposals:
+    """N canvases decoded up to some position."""
+
+    canvas: Canvas
+    log_p: Tensor
+    """``[N]`` float64: untempered log-probabilities of the tokens, each at the step that wrote it, summed."""
+    log_q: Tensor
+    """``[N]`` float64: the same of the distributions that they were drawn from."""
+
+
+def propose(episodes: Episodes, canvas: Canvas, policy: Policy, end: int, rng: np.random.Generator) -> Proposals:
+    """Decode what is masked before position ``end``, tokens drawn at the episodes' temperature, nothing filled in.
+
+    Args:
+        episodes: gives the denoiser, the block length, the temperature, and how many rows are decoded together.
+        canvas: N rows; blocks before ``end`` are decoded left to right.
+        rng: of the tokens.
+    """
+    denoiser, temperature, k = episodes.denoiser, episodes.temperature, episodes.confidence_k
+    log_p, log_q = torch.zeros(2, len(canvas), dtype=torch.float64, device=canvas.tokens.device)
+    while len(rows := canvas.masked[:, :end].any(dim=1).nonzero()[: episodes.num_rows, 0]):
+        part = canvas[rows]
+        uniforms = torch.as_tensor(rng.random(part.tokens.shape, dtype=np.float32), device=rows.device)
+        prediction = denoiser.predict(part, k, temperature, uniforms)
+        seen = decoding.observe(part, prediction, episodes.block_length)
+        written = decoding.with_best(policy(seen), seen) & seen.eligible
+        log_p[rows] += torch.where(written, prediction.probability.double().log(), 0.0).sum(dim=1)
+        log_q[rows] += torch.where(written, prediction.draw_log_prob.double(), 0.0).sum(dim=1)
+        canvas = canvas.put(rows, decoding.commit(part, seen, written, None, denoiser.eos_token_id))
+    return Proposals(canvas, log_p, log_q)
+
+
+def accept(log_weight: Tensor, log_uniform: Tensor) -> Tensor:
+    """Run C chains over proposals already made: step k moves to proposal k if ``log u < log w_k - log w``.
+
+    Args:
+        log_weight: ``[C, K + 1]``, of the first state and of K proposals.
+        log_uniform: ``[C, K]``, logs of uniform numbers.
+
+    Returns:
+        ``[C, K + 1]`` int64: the number of the proposal that is the state after each step.
+    """
+    state = torch.zeros(len(log_weight), 1, dtype=torch.int64, device=log_weight.device)
+    states = [state]
+    for k in range(1, log_weight.shape[1]):
+        moves = log_uniform[:, k - 1 : k] < log_weight[:, k : k + 1] - log_weight.gather(1, state)
+        state = torch.where(moves, k, state)
+        states.append(state)
+    return torch.cat(states, dim=1)

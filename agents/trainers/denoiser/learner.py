@@ -1,0 +1,236 @@
+"""A denoiser in training: log-probabilities under maskings -> an objective's loss -> gradients -> weights.
+
+Devices, processes, mixed precision come from `accelerate`; low-rank adapters from `peft`, and the reference is then the
+denoiser with its adapters off, otherwise a frozen copy. Weights in half precision are trained through float32 masters.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dllm_gym.agents.trainers.denoiser.objective import Batch, LoRAConfig, Loss, TrainerConfig
+from dllm_gym.agents.trainers.seeding import seeded
+from dllm_gym.decoding import pad_left
+from dllm_gym.decoding.corruption import Corruption, completion_mask, corrupt, corrupted_canvas
+from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.types import Score
+
+
+class Scorer(nn.Module):
+    """`Denoiser.score` as the forward of a module, which is what accelerate wraps for several processes."""
+
+    def __init__(self, denoiser: Denoiser, temperature: float):
+        super().__init__()
+        self.model = denoiser.model
+        self._denoiser = [denoiser]  # not a submodule
+        self.temperature = temperature
+
+    def forward(self, canvas, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+        score = self._denoiser[0].score(canvas, targets, scored, self.temperature)
+        return score.log_prob, score.centred_logit
+
+
+class Learner:
+    """A denoiser in training: its weights, optimiser, reference, and the update on a batch of completions."""
+
+    def __init__(self, denoiser: Denoiser, config: TrainerConfig, loss: Loss, accelerator: Accelerator):
+        self.denoiser, self.config, self.loss, self.accelerator = denoiser, config, loss, accelerator
+        self.end_tokens = torch.tensor(sorted(denoiser.eos_token_ids), device=denoiser.device)
+        reference = denoiser
+        if config.lora.rank:
+            with seeded(config.seed):
+                denoiser.model = add_adapters(denoiser.model, config.lora)
+        else:
+            if config.uses_reference:
+                reference = copy.copy(denoiser)
+                reference.model = copy.deepcopy(denoiser.model)
+            denoiser.model.requires_grad_(True)
+        self.reference = Scorer(reference, config.env.temperature)
+        if config.gradient_checkpointing:
+            denoiser.model.gradient_checkpointing_enable()
+            denoiser.model.enable_input_require_grads()
+        self.parameters = {name: p for name, p in denoiser.model.named_parameters() if p.requires_grad}
+        self.masters = {
+            name: p if p.dtype.itemsize >= 4 else nn.Parameter(p.detach().float())
+            for name, p in self.parameters.items()
+        }
+        optimizers = make_optimizers(denoiser.model, self.masters, config)
+        self.scorer, *self.optimizers = accelerator.prepare(Scorer(denoiser, config.env.temperature), *optimizers)
+
+    def state_dict(self) -> dict:
+        """Weights in training and the optimisers' states."""
+        return {"weights": dict(self.masters), "optimizers": [each.state_dict() for each in self.optimizers]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        for name, master in self.masters.items():
+            master.copy_(state["weights"][name])
+        self._publish()
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+    def update(
+        self,
+        tokens: Tensor,
+        prompts: list[Tensor],
+        advantage: Tensor,
+        weight: Tensor,
+        generator: torch.Generator,
+        learning_rate: float,
+    ) -> dict[str, float]:
+        """The inner iterations on one batch of E completions, of which each process has its own.
+
+        Args:
+            tokens: ``[E, L]`` int64, finished canvases.
+            prompts: E 1-D int64 tensors.
+            advantage: ``[E]``. weight: ``[E]``, see `Batch`.
+            generator: of the maskings.
+        """
+        config, accelerator = self.config, self.accelerator
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate
+        prompt, prompt_mask = pad_left(prompts)
+        completion = completion_mask(tokens, self.end_tokens)
+        maskings = [self._corrupt(completion, prompt_mask, generator) for _ in range(config.inner_iterations)]
+        learned = (weight > 0) & config.learns_from(advantage)
+        weight = weight * learned
+        # One stays where nothing is learned: every process takes part in the others' gradients.
+        chunks = (learned.nonzero()[:, 0] if learned.any() else learned.new_zeros(1).long()).split(config.microbatch)
+
+        def score(module, corruption: Corruption, rows: Tensor) -> Score:
+            part = corruption[rows]
+            canvas = corrupted_canvas(prompt[rows], prompt_mask[rows], tokens[rows], part, self.denoiser.mask_token_id)
+            n = len(part.masked)
+            with accelerator.autocast():  # the reference too, which accelerate has not wrapped
+                outputs = module(canvas, tokens[rows].repeat(n, 1), part.scored.flatten(0, 1))
+            return Score(*(values.unflatten(0, (n, -1)) for values in outputs))
+
+        @torch.no_grad()
+        def frozen(module, corruption: Corruption, rows: Tensor) -> Score:
+            return score(module, corruption, rows)
+
+        # What the denoiser that sampled says under the masks of later updates; under the first it is still that one.
+        unwrapped = accelerator.unwrap_model(self.scorer)
+        later = maskings[1:] if config.uses_old else []
+        old = [[frozen(unwrapped, corruption, rows) for rows in chunks] for corruption in later]
+        totals: dict[str, Tensor] = {}
+        before = None
+        self.denoiser.model.train()
+        for inner, corruption in enumerate(maskings):
+            for i, rows in enumerate(chunks):
+                last = i == len(chunks) - 1
+                with nullcontext() if last else accelerator.no_sync(self.scorer):
+                    new = score(self.scorer, corruption, rows)
+                    detached = Score(new.log_prob.detach(), new.centred_logit.detach())
+                    before = detached if before is None else before
+                    reference = None
+                    if config.uses_reference:
+                        with self._without_adapters():
+                            reference = frozen(self.reference, corruption, rows)
+                    loss, metrics = self.loss(
+                        Batch(
+                            new=new,
+                            old=(old[inner - 1][i] if inner else detached) if config.uses_old else None,
+                            reference=reference,
+                            corruption=corruption[rows],
+                            length=completion[rows].sum(dim=1).float(),
+                            advantage=advantage[rows],
+                            weight=weight[rows],
+                        ),
+                        config,
+                    )
+                    accelerator.backward(loss * accelerator.num_processes)  # the processes' gradients are averaged
+                for name, value in ({"loss": loss} | metrics).items():
+                    totals[name] = totals.get(name, 0.0) + value.detach() / config.inner_iterations
+            norm = self._step()
+        self.denoiser.model.eval()
+        scored = maskings[0][chunks[0]].scored
+        change = frozen(unwrapped, maskings[0], chunks[0]).log_prob - before.log_prob
+        step_kl = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / accelerator.num_processes
+        sums = {"loss": totals.pop("loss"), "step_kl": step_kl, "learned_from": weight.sum()}
+        return self._reduce(sums, totals, weight.sum()) | {"gradient_norm": float(norm)}
+
+    def _corrupt(self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator) -> Corruption:
+        """Maskings of all completions for one inner iteration."""
+        kind, length = self.config.corruption, completion.shape[1]
+        return corrupt(
+            kind.kind,
+            completion,
+            prompt_mask,
+            kind.maskings,
+            generator,
+            block_length=kind.block_length or self.config.env.block_length or length,
+            p_mask_prompt=kind.p_mask_prompt,
+        )
+
+    def _reduce(self, sums: dict[str, Tensor], weighted: dict[str, Tensor], weight: Tensor) -> dict[str, float]:
+        """Over processes: sums, and of the objective's weighted sums the means over what was learned from."""
+        values = torch.stack([weight, *sums.values(), *weighted.values()])
+        total, *values = self.accelerator.reduce(values, reduction="sum").tolist()
+        metrics = dict(zip([*sums, *weighted], values, strict=True))
+        return metrics | {name: metrics[name] / (total or 1.0) for name in weighted}
+
+    def _without_adapters(self):
+        """The reference of a denoiser with adapters is the same one without them."""
+        return self.denoiser.model.disable_adapter() if self.config.lora.rank else nullcontext()
+
+    def _step(self) -> Tensor:
+        for name, p in self.parameters.items():
+            if self.masters[name] is not p:
+                self.masters[name].grad, p.grad = p.grad.float(), None
+        norm = self.accelerator.clip_grad_norm_(list(self.masters.values()), self.config.max_grad_norm)
+        for optimizer in self.optimizers:
+            if norm.isfinite():  # else the weights stay what they are, and the run ends with what it logs
+                optimizer.step()
+            optimizer.zero_grad()
+        self._publish()
+        return norm
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        """Float32 masters -> the weights that decode and score."""
+        for name, p in self.parameters.items():
+            if self.masters[name] is not p:
+                p.copy_(self.masters[name])
+
+
+def make_optimizers(
+    model: nn.Module, weights: dict[str, nn.Parameter], config: TrainerConfig
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights; or Muon for those of linear layers, with steps of AdamW's size, and AdamW for the rest."""
+    matrices = set()
+    if config.optimizer == "muon":
+        head = model.lm_head
+        matrices = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    by_muon = [p for name, p in weights.items() if name in matrices]
+    by_adamw = [p for name, p in weights.items() if name not in matrices]
+    shared = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizers = []
+    if by_muon:
+        optimizers.append(torch.optim.Muon(by_muon, **shared, adjust_lr_fn="match_rms_adamw"))
+    if by_adamw:
+        optimizers.append(torch.optim.AdamW(by_adamw, **shared, betas=config.betas))
+    return optimizers
+
+
+def add_adapters(model: nn.Module, config: LoRAConfig) -> nn.Module:
+    """The model with low-rank adapters, the only weights that train.
+
+    Raises:
+        ValueError: targets that match no module.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+    unknown = sorted(set(config.targets) - set(linear))
+    if unknown or not config.targets:
+        raise ValueError(f"lora.targets={config.targets}: {unknown or 'nothing'} match no module of {linear}.")
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)
+    )
+    return get_peft_model(model, lora).eval()  # decoding comes first, without dropout

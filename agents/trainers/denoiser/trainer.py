@@ -1,0 +1,212 @@
+"""Train the denoiser with RL: the loop that every objective of this folder shares.
+
+    problems -> (a sampler decodes with the denoiser, in the environment) -> Rollout -> group-relative advantages
+             -> maskings -> scores of the masked tokens (new, old, reference) -> the objective's loss -> update
+
+Metrics, one row an iteration: ``reward`` (what is maximised), ``accuracy``, ``nfe``, ``completion_length`` (tokens up
+to the end); ``entropy`` of the denoiser at the positions that could be chosen, in nats; ``equal_groups`` share of
+groups without any difference in reward (they teach nothing); ``excluded`` episodes whose reward was not a number;
+``learned_from`` share of completions with a gradient (the update forwards no others); ``step_kl`` half the squared
+change of a token's log-probability in this iteration (k2, per scored token of a first microbatch of these); ``loss``
+and the objective's own, means over inner iterations; ``gradient_norm`` before clipping; ``learning_rate``;
+``forwards`` denoiser rows forwarded while decoding so far; ``tokens_per_second`` completion tokens sampled and trained
+on; ``seconds`` of training so far, and ``sampling_share`` of the iteration's; ``peak_memory_gb``.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.samplers.rollout import Policy, collect
+from dllm_gym.agents.samplers.spec import make_stepwise, reads, reseeded
+from dllm_gym.agents.terminal import progress_bar
+from dllm_gym.agents.trainers.denoiser.comparison import report
+from dllm_gym.agents.trainers.denoiser.learner import Learner
+from dllm_gym.agents.trainers.denoiser.objective import Loss, TrainerConfig
+from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.run import Run
+from dllm_gym.agents.trainers.schedule import cosine
+from dllm_gym.agents.trainers.seeding import seeded
+from dllm_gym.decoding.corruption import check_corruption, completion_mask
+from dllm_gym.denoisers.pretrained import PretrainedDenoiser, load_denoiser
+from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.types import Rollout
+
+
+@own_threads
+def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
+    """Train, then compare the denoiser with what it was on held-out problems. Returns the run's folder.
+
+    Several processes (`accelerate launch`) share the problems of an iteration.
+    """
+    config.check()
+    accelerator = make_accelerator(config)
+    denoiser = load_trainable(config.env, accelerator.device)
+    sampler = make_stepwise(config.sampler, device=accelerator.device)
+    env = make_env(replace(config.env, denoiser=denoiser), confidence_k=max(config.env.confidence_k, reads(sampler)))
+    check_masking(config, env)
+    learner = Learner(denoiser, config, loss, accelerator)
+    run = Run(algorithm, config, main=accelerator.is_main_process)
+    start, totals = 0, {"forwards": 0, "seconds": 0.0}
+    if restored := run.load():
+        start, state = restored
+        learner.load_state_dict(state["learner"])
+        totals = state["totals"]
+
+    with run, progress_bar(config.iterations, start, show=accelerator.is_main_process) as bar:
+        for iteration in range(start, config.iterations):
+            metrics, problems = improve(learner, env, sampler, iteration)
+            totals = {name: total + metrics[name] for name, total in totals.items()}
+            done = iteration + 1
+            run.log(done, metrics | totals, problems)
+            bar(done, metrics)
+            asked = torch.tensor(float(run.stop_requested), device=accelerator.device)
+            stop = run.stop_requested = bool(accelerator.reduce(asked) > 0)  # one process stops: all do
+            if done % config.checkpoint_every == 0 or done == config.iterations or stop:
+                run.save(done, {"learner": learner.state_dict(), "totals": totals})
+            if stop:
+                accelerator.wait_for_everyone()  # where one process ends, a launcher soon kills the others
+                return run.folder
+        if accelerator.is_main_process:
+            denoiser.save(run.folder / "denoiser")
+            # The others are done: waiting for a long comparison, they would run into the backend's timeout.
+            run.finish(report(run.folder, config.report, config.env, denoiser, algorithm))
+    return run.folder
+
+
+def improve(
+    learner: Learner, env: UnmaskingVectorEnv, sampler: Policy, iteration: int
+) -> tuple[dict[str, float], np.ndarray]:
+    """One iteration: sample, score, update. Returns the metrics and the indices of the problems."""
+    config, accelerator, since = learner.config, learner.accelerator, time.perf_counter()
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    # Everything drawn follows from (seed, iteration, process), so a resumed run needs no generator state.
+    problems = np.random.default_rng([config.seed, iteration]).integers(len(env.episodes.task), size=config.problems)
+    rng = np.random.default_rng([config.seed, iteration, rank])
+    token_seed, sampler_seed, mask_seed = (int(n) for n in rng.integers(2**32, size=3))
+    own = np.repeat(problems[rank::processes], config.group)
+    rollout = collect(env, reseeded(sampler, sampler_seed), own, seed=token_seed, explore=False)
+    sampled = time.perf_counter()
+
+    valid = rollout.reward.isfinite()
+    for i in (~valid).nonzero()[:, 0].tolist():
+        print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
+    advantage = config.advantages(rollout.reward.view(-1, config.group)).flatten()
+    sampling = summarise(rollout, valid, learner.end_tokens, config.group)
+    sampling = dict(zip(sampling, accelerator.reduce(torch.stack(list(sampling.values()))).tolist(), strict=True))
+    weight = valid / max(1.0, sampling["valid"])
+    prompts = [env.episodes.encode_prompt(problem) for problem in rollout.problems[:: config.group]]
+    prompts = [prompt for prompt in prompts for _ in range(config.group)]
+    generator = torch.Generator(accelerator.device).manual_seed(mask_seed)
+    rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
+    with seeded(mask_seed):  # dropout
+        metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate)
+
+    seconds = time.perf_counter() - since
+    means = {name: sampling[name] / max(1.0, sampling["valid"]) for name in MEANS}
+    return metrics | means | {
+        "entropy": sampling["entropy"] / max(1.0, sampling["choices"]),
+        "equal_groups": sampling["equal_groups"] / config.problems,
+        "excluded": config.problems * config.group - sampling["valid"],
+        "learning_rate": rate,
+        "tokens_per_second": sampling["completion_length"] / seconds,
+        "sampling_share": (sampled - since) / seconds,
+        "peak_memory_gb": peak_memory_gb(accelerator.device),
+        "forwards": sampling["nfe"],
+        "seconds": seconds,
+    }, problems
+
+
+MEANS = ("reward", "accuracy", "nfe", "completion_length")
+
+
+def summarise(rollout: Rollout, valid: Tensor, end_tokens: Tensor, group: int) -> dict[str, Tensor]:
+    """Sums over this process's completions, float32 scalars; of `MEANS` over those whose reward is a number."""
+    lengths = completion_mask(rollout.tokens, end_tokens).sum(dim=1)
+    values = zip(MEANS, (rollout.reward, rollout.correct, rollout.nfe, lengths), strict=True)
+    groups = torch.where(valid, rollout.reward, torch.nan).view(-1, group)
+    first = groups.nan_to_num(-torch.inf).amax(dim=1, keepdim=True)
+    equal = ((groups == first) | groups.isnan()).all(dim=1)
+    eligible = rollout.observation.eligible
+    sums = {name: value[valid].sum() for name, value in values} | {
+        "valid": valid.sum(),
+        "equal_groups": equal.sum(),
+        "entropy": rollout.observation.entropy[eligible].sum(),
+        "choices": eligible.sum(),
+    }
+    return {name: value.float() for name, value in sums.items()}
+
+
+def check_masking(config: TrainerConfig, env: UnmaskingVectorEnv) -> None:
+    """Refuse a corruption that does not fit the environment. Raises ValueError."""
+    kind, episodes = config.corruption, env.episodes
+    check_corruption(
+        kind.kind,
+        kind.maskings,
+        episodes.gen_length,
+        kind.block_length or episodes.block_length,
+        kind.p_mask_prompt,
+    )
+
+
+def make_accelerator(config: TrainerConfig) -> Accelerator:
+    """Devices and processes as `accelerate launch` says.
+
+    Raises:
+        ValueError: problems that cannot be shared evenly, a way of sharding that hides the weights from decoding, or a
+            setting of accelerate's that this project has one of its own for.
+    """
+    device = config.env.device
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"env.device={device!r}: training needs 'auto', 'cpu', or 'cuda' where there is CUDA.")
+    accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    if accelerator.mixed_precision == "fp16" or config.env.dtype in ("float16", "fp16"):
+        raise ValueError("float16: gradients underflow in it; train in bfloat16 or float32.")
+    if accelerator.gradient_accumulation_steps > 1:
+        raise ValueError("accelerate's gradient_accumulation_steps: must be 1; --microbatch saves memory here.")
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"accelerate's {kind.value}: decoding needs whole weights on every device; launch with plain data "
+            f"parallelism (DDP), and fit the denoiser with --lora.rank, --env.dtype bfloat16, --microbatch."
+        )
+    if config.problems % accelerator.num_processes:
+        raise ValueError(
+            f"problems={config.problems}: must be a multiple of the {accelerator.num_processes} processes."
+        )
+    return accelerator
+
+
+def load_trainable(env: EnvConfig, device: torch.device) -> PretrainedDenoiser:
+    """The environment's denoiser. Raises ValueError where it has no weights to train, or adapters on them."""
+    own = replace(env, denoiser=None).denoiser_name
+    if own == "oracle":
+        raise ValueError(f"env.id={env.id!r}: its words are the oracle's; docs/oracle.md says what trains there.")
+    name, denoiser = env.denoiser_name, load_denoiser(env.denoiser_name, device, env.dtype)
+    if not isinstance(denoiser, PretrainedDenoiser):
+        raise ValueError(f"env.denoiser={name!r}: has no weights to train.")
+    if denoiser.model is not denoiser.causal_lm:
+        raise ValueError(
+            f"env.denoiser={name!r}: has an adapter; write it into the weights first, "
+            f"load_denoiser({name!r}).merge().save(folder)."
+        )
+    return denoiser
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory in use so far, in GB (10^9 bytes): of the GPU's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,149 @@
+"""Joint training: sampler and denoiser in turns, so that each adapts to what the other has become.
+
+A round is a phase of GRPO for the unmasking policy, the denoiser frozen, and a phase of an objective for the denoiser,
+whose completions that policy decodes. Both phases are the iterations of the trainers on their own
+(`dllm_gym.agents.trainers.policy.grpo`, `dllm_gym.agents.trainers.denoiser.trainer`), in environments of their own on
+the one denoiser: the sampler's at temperature 0 with a cost of steps, the denoiser's at a temperature and without one.
+Learning rates run over all rounds. No published work that we know trains both in turns.
+
+Metrics: those of the trainer whose iteration it is, as ``sampler/...`` or ``denoiser/...``, and ``seconds`` of training
+so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.terminal import progress_bar
+from dllm_gym.agents.trainers.denoiser import load_objective, trainer
+from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
+from dllm_gym.agents.trainers.denoiser.learner import Learner
+from dllm_gym.agents.trainers.denoiser.objective import TrainerConfig
+from dllm_gym.agents.trainers.policy import grpo
+from dllm_gym.agents.trainers.policy.networks import make_policy_network
+from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.run import Run, at_least_one
+
+
+@dataclass
+class JointConfig:
+    """Train the sampler and the denoiser in turns."""
+
+    objective: str = "gdsd"
+    """The denoiser's: the name of any algorithm that trains one."""
+    rounds: int = 4
+    """Rounds; the iterations of both trainers are divided among them."""
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early"))
+    """The sampler's environment."""
+    temperature: float = 1.0
+    """Of the token choice in the denoiser's phases; there alpha is 0."""
+    grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
+    """The sampler's trainer; its env, seed and the like are the joint training's own flags, refused here."""
+    denoiser: TrainerConfig = None
+    """The denoiser's trainer; its env, seed and the like are the joint training's own flags, refused here."""
+    report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
+    """The comparison at the end."""
+    seed: int = 0
+    """Of both trainers."""
+    threads: int = 0
+    """Torch threads; 0: torch's choice."""
+    checkpoint_every: int = 20
+    """Iterations of either kind between two checkpoints."""
+    run_dir: str | None = None
+    """Folder of the run."""
+    resume: str | None = None
+    """Folder of a run to continue."""
+
+    def __post_init__(self):
+        if self.denoiser is None:
+            self.denoiser = load_objective(self.objective)[0]()
+
+
+SHARED = ("env", "report", "seed", "threads", "checkpoint_every", "run_dir", "resume")
+"""Fields of both trainers' configs that the joint config gives."""
+
+
+def phases(config: JointConfig) -> list[tuple[str, int]]:
+    """Every iteration of the training in order: ("sampler" or "denoiser", its index among those of its kind)."""
+    kinds = (("sampler", config.grpo.iterations), ("denoiser", config.denoiser.iterations))
+    return [
+        (kind, i)
+        for turn in range(config.rounds)
+        for kind, total in kinds
+        for i in range(turn * total // config.rounds, (turn + 1) * total // config.rounds)
+    ]
+
+
+@own_threads
+def train(config: JointConfig) -> Path:
+    """Train, then compare both denoisers with heuristics and the learned policy on held-out problems."""
+    policy_config, denoiser_config = _configs(config)
+    accelerator = trainer.make_accelerator(denoiser_config)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"joint trains in one process, not in {accelerator.num_processes}.")
+    denoiser = trainer.load_trainable(config.env, accelerator.device)
+    sampler_env = make_env(replace(policy_config.env, denoiser=denoiser))
+    denoiser_env = make_env(replace(denoiser_config.env, denoiser=denoiser))
+    trainer.check_masking(denoiser_config, denoiser_env)
+    policy = make_policy_network(policy_config.policy, config.seed, accelerator.device)
+    optimizer = grpo.make_optimizer(policy, policy_config)
+    learner = Learner(denoiser, denoiser_config, load_objective(config.objective)[1], accelerator)
+    run = Run("joint", config)
+    order = phases(config)
+    start, seconds = 0, 0.0
+    if restored := run.load():
+        start, state = restored
+        policy.load_state_dict(state["policy"])
+        optimizer.load_state_dict(state["optimizer"])
+        learner.load_state_dict(state["learner"])
+        seconds = state["seconds"]
+
+    with run, progress_bar(len(order), start) as bar:
+        for step in range(start, len(order)):
+            kind, iteration = order[step]
+            if kind == "sampler":
+                metrics, problems = grpo.improve(sampler_env, policy, optimizer, policy_config, iteration)
+            else:
+                metrics, problems = trainer.improve(learner, denoiser_env, policy, iteration)
+            seconds += metrics["seconds"]
+            done = step + 1
+            run.log(done, {f"{kind}/{name}": v for name, v in metrics.items()} | {"seconds": seconds}, problems)
+            bar(done, metrics)
+            if done % config.checkpoint_every == 0 or done == len(order) or run.stop_requested:
+                state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
+                run.save(done, state | {"learner": learner.state_dict(), "seconds": seconds})
+            if run.stop_requested:
+                return run.folder
+        policy.save(run.folder / "policy", trained_in=vars(policy_config.env))
+        denoiser.save(run.folder / "denoiser")
+        summary = {}
+        if config.report.enabled:
+            learned = {"learned policy": policy.seed(0)}
+            summary = compare(run.folder, config.report, policy_config.env, denoiser, "joint", learned)
+        run.finish(summary)
+    return run.folder
+
+
+def _configs(config: JointConfig) -> tuple[grpo.GRPOConfig, TrainerConfig]:
+    """Both trainers' configs, with what the joint config gives. Raises ValueError."""
+    at_least_one(config, "rounds", "checkpoint_every")
+    if not config.temperature > 0:
+        raise ValueError(
+            f"temperature={config.temperature}: the completions of a problem must differ, give more than 0."
+        )
+    for name in ("grpo", "denoiser"):
+        part = getattr(config, name)
+        given = [field for field in SHARED if getattr(part, field) != getattr(type(part)(), field)]
+        if given:
+            raise ValueError(f"{name}.{given[0]}: is the joint training's own; give --{given[0].replace('_', '-')}...")
+    if config.denoiser.sampler != TrainerConfig.sampler:
+        raise ValueError(f"denoiser.sampler={config.denoiser.sampler!r}: the policy in training decodes.")
+    shared = {"seed": config.seed, "threads": config.threads}
+    policy_config = replace(config.grpo, env=config.env, **shared)
+    env = replace(config.env, temperature=config.temperature, alpha=0.0)
+    denoiser_config = replace(config.denoiser, env=env, report=config.report, **shared)
+    grpo.check(policy_config)
+    denoiser_config.check()
+    return policy_config, denoiser_config

@@ -1,0 +1,258 @@
+"""GRPO for the sampler, with expert steering (arXiv 2512.09106, section 4).
+
+For each problem G episodes are played by the policy and E by threshold samplers ("experts"); an episode's advantage is
+its reward minus the mean of its group. Every step of an episode carries the episode's advantage in a clipped ratio
+objective, and an episode's steps weigh as much as another's, however many they are.
+
+Deviations from the paper, for small problems on a CPU: learning rate 3e-4 instead of 3e-5, a smaller batch, gradient
+norm clipped at 1 instead of 0.2. The policy also reads the index of a position and log(1 - c).
+
+Metrics, one row an iteration: ``reward``, ``accuracy``, ``nfe`` of the policy's own episodes (not the experts');
+``entropy`` in nats per eligible position; ``set_size`` positions picked a step; ``loss``; ``clip_fraction`` of steps;
+``equal_groups`` share of groups without any difference in reward (they teach nothing); ``gradient_norm`` before
+clipping; ``learning_rate``; ``forwards`` denoiser rows forwarded so far; ``seconds`` of training so far.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.samplers.heuristics import Threshold
+from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy
+from dllm_gym.agents.samplers.rollout import collect
+from dllm_gym.agents.terminal import progress_bar
+from dllm_gym.agents.trainers.advantages import check_group, group_advantages
+from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
+from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_network
+from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.run import Run, at_least_one
+from dllm_gym.agents.trainers.schedule import cosine
+from dllm_gym.agents.trainers.seeding import iteration_generators
+from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.types import Rollout
+
+
+@dataclass
+class GRPOConfig:
+    """Train an unmasking policy with GRPO."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """The environment."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """The policy's architecture."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """The table and the plot at the end."""
+    iterations: int = 80
+    """Iterations: sample, then update."""
+    problems: int = 16
+    """Problems an iteration."""
+    group: int = 8
+    """Policy episodes a problem (G)."""
+    experts: tuple[float, ...] = (0.5, 0.7, 0.9)
+    """Thresholds of the expert episodes of each group (E of them); empty: no steering."""
+    expert_iterations: int = 20
+    """Iterations with experts; the policy goes on alone."""
+    divide_by_std: bool = False
+    """Divide advantages by the group's standard deviation."""
+    inner_iterations: int = 2
+    """Updates on each batch."""
+    clip: float = 0.5
+    """Of the ratio, per step."""
+    entropy_bonus: float = 0.0
+    """Weight of the mean entropy per eligible position."""
+    learning_rate: float = 3e-4
+    """Of AdamW, betas (0.9, 0.99); linear warm-up, then a cosine to zero."""
+    warmup: int = 10
+    """Iterations of warm-up."""
+    weight_decay: float = 0.1
+    """Of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradient norm is clipped at it."""
+    microbatch: int = 4096
+    """Steps in one backward pass; memory only, not the result."""
+    seed: int = 0
+    """Of weights, problems and samples."""
+    threads: int = 0
+    """Torch threads; 0: torch's choice."""
+    checkpoint_every: int = 20
+    """Iterations between two checkpoints."""
+    run_dir: str | None = None
+    """Folder of the run."""
+    resume: str | None = None
+    """Folder of a run to continue."""
+
+
+def steer(log_prob: Tensor, expert: Tensor, group: int, experts: int) -> Tensor:
+    """Log-probability of the mixture of policy and experts where an expert acted: ``log(G/(G+E) pi + 1/(G+E))``.
+
+    ``log_prob`` ``[N]``, ``expert`` ``[N]`` bool; the other steps keep the policy's own.
+    """
+    total = group + experts
+    mixture = torch.logaddexp(log_prob + np.log(group / total), torch.full_like(log_prob, -np.log(total)))
+    return torch.where(expert, mixture, log_prob)
+
+
+def surest_first(rollout: Rollout) -> Rollout:
+    """Picks of a sampler that has no order, in one: what an ordered distribution is asked the probability of."""
+    picked = rollout.picks > 0
+    sure = rollout.observation.confidence[..., 0].masked_fill(~picked, -1.0)
+    order = sure.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+    return replace(rollout, picks=torch.where(picked, order, 0))
+
+
+def grpo_loss(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor, clip: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped ratio objective over steps, to be minimised.
+
+    Args:
+        log_prob, old_log_prob: ``[N]``, of the sampled sets, under the policy and under the one that sampled.
+        advantage: ``[N]``, of the step's episode.
+        weight: ``[N]``, 1 / (steps of the episode x episodes); the loss is a weighted sum, so batches may be split.
+        clip: the ratio is held in [1 - clip, 1 + clip].
+
+    Returns:
+        The loss and ``clip_fraction``, the weighted share of steps whose ratio is outside.
+    """
+    ratio = (log_prob - old_log_prob).exp()
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    loss = -(weight * torch.minimum(ratio * advantage, clipped * advantage)).sum()
+    outside = ((ratio - 1).abs() > clip).float()
+    return loss, {"clip_fraction": (weight * outside).sum().detach()}
+
+
+def update(
+    policy: UnmaskingPolicy,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    advantage: Tensor,
+    expert: Tensor,
+    config: GRPOConfig,
+) -> dict[str, float]:
+    """The inner iterations on one batch. ``advantage`` and ``expert`` (bool) are ``[E]``, one entry an episode."""
+    steps_of = torch.bincount(rollout.episode, minlength=len(rollout))
+    weight = 1.0 / (steps_of * len(rollout))[rollout.episode]
+    step_advantage, step_expert = advantage[rollout.episode], expert[rollout.episode]
+    chunks = torch.arange(len(rollout.episode), device=weight.device).split(config.microbatch)
+    experts = len(config.experts)
+
+    def step_log_prob(rows: Tensor) -> tuple[Tensor, Tensor]:
+        seen, picks = rollout.observation[rows], rollout.picks[rows]
+        logits = policy.logits(seen)
+        log_prob = policy.distribution.log_prob(logits, seen.eligible, picks)
+        entropy = policy.distribution.entropy(logits, seen.eligible, picks)
+        return steer(log_prob, step_expert[rows], config.group, experts), entropy / seen.eligible.sum(dim=1)
+
+    old_log_prob = torch.empty_like(weight)
+    for inner in range(config.inner_iterations):
+        optimizer.zero_grad()
+        totals = {"clip_fraction": 0.0, "entropy": 0.0, "loss": 0.0}
+        for rows in chunks:
+            log_prob, entropy = step_log_prob(rows)
+            if inner == 0:  # the policy that sampled is still the policy
+                old_log_prob[rows] = log_prob.detach()
+            loss, metrics = grpo_loss(log_prob, old_log_prob[rows], step_advantage[rows], weight[rows], config.clip)
+            mean_entropy = (weight[rows] * entropy).sum()
+            (loss - config.entropy_bonus * mean_entropy).backward()
+            metrics |= {"entropy": mean_entropy.detach(), "loss": loss.detach()}
+            totals = {name: total + metrics[name].item() for name, total in totals.items()}
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        optimizer.step()
+    return totals | {"gradient_norm": norm.item()}
+
+
+def improve(
+    env: UnmaskingVectorEnv,
+    policy: UnmaskingPolicy,
+    optimizer: torch.optim.Optimizer,
+    config: GRPOConfig,
+    iteration: int,
+) -> tuple[dict[str, float], np.ndarray]:
+    """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems."""
+    since, device = time.perf_counter(), env.episodes.device
+    rng, policy.generator = iteration_generators(config.seed, iteration, device)
+    rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
+    optimizer.param_groups[0]["lr"] = rate
+    problems = rng.integers(len(env.episodes.task), size=config.problems)
+    token_seed = int(rng.integers(2**32))
+    rollouts = [collect(env, policy, np.repeat(problems, config.group), seed=token_seed)]
+    if iteration < config.expert_iterations:
+        for n, threshold in enumerate(config.experts, start=1):
+            rollouts.append(surest_first(collect(env, Threshold(threshold), problems, seed=[token_seed, n])))
+    rollout = Rollout.cat(rollouts)
+    for i in (~rollout.reward.isfinite()).nonzero()[:, 0].tolist():
+        print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
+    reward = [part.reward.view(config.problems, -1) for part in rollouts]
+    advantage = group_advantages(torch.cat(reward, dim=1), divide_by_std=config.divide_by_std)
+    by_part = advantage.split([part.shape[1] for part in reward], dim=1)
+    flat_advantage = torch.cat([part.flatten() for part in by_part])
+    expert = torch.arange(len(rollout), device=device) >= len(rollouts[0])
+    metrics = update(policy, optimizer, rollout, flat_advantage, expert, config)
+
+    own = rollouts[0]
+    return metrics | {
+        "reward": own.reward[own.reward.isfinite()].mean().item(),
+        "accuracy": own.correct.float().mean().item(),
+        "nfe": own.nfe.float().mean().item(),
+        "set_size": (own.picks > 0).sum(dim=1).float().mean().item(),
+        "equal_groups": (reward[0].std(dim=1) == 0).float().mean().item(),
+        "learning_rate": rate,
+        "forwards": int(rollout.nfe.sum()),
+        "seconds": time.perf_counter() - since,
+    }, problems
+
+
+def make_optimizer(policy: UnmaskingPolicy, config: GRPOConfig) -> torch.optim.Optimizer:
+    """AdamW as the config says."""
+    return torch.optim.AdamW(
+        policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+
+
+def check(config: GRPOConfig) -> None:
+    """Refuse what would fail later, before anything is loaded. Raises ValueError."""
+    at_least_one(config, "problems", "inner_iterations", "microbatch")
+    check_common(config)
+    check_group(config.group)
+
+
+@own_threads
+def train(config: GRPOConfig) -> Path:
+    """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
+    check(config)
+    env = make_env(config.env)
+    device = env.episodes.device
+    policy = make_policy_network(config.policy, config.seed, device)
+    optimizer = make_optimizer(policy, config)
+    run = Run("grpo", config)
+    start, totals = 0, {"forwards": 0, "seconds": 0.0}
+    if restored := run.load():
+        start, state = restored
+        policy.load_state_dict(state["policy"])
+        optimizer.load_state_dict(state["optimizer"])
+        totals = state["totals"]
+
+    with run, progress_bar(config.iterations, start) as bar:
+        for iteration in range(start, config.iterations):
+            metrics, indices = improve(env, policy, optimizer, config, iteration)
+            totals = {name: total + metrics[name] for name, total in totals.items()}
+            done = iteration + 1
+            run.log(done, metrics | totals, indices)
+            bar(done, metrics)
+            if done % config.checkpoint_every == 0 or done == config.iterations or run.stop_requested:
+                state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "totals": totals}
+                run.save(done, state)
+            if run.stop_requested:
+                return run.folder
+        policy.save(run.folder / "policy", trained_in=vars(config.env))
+        untrained = make_policy_network(config.policy, config.seed, device)
+        run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "GRPO": policy}))
+    return run.folder

@@ -1,0 +1,207 @@
+"""PPO for the sampler, with a value network (arXiv 1707.06347; the setting is that of arXiv 2512.09106).
+
+An iteration plays whole episodes, so nothing is bootstrapped at a cut, every episode counts once whatever its length,
+and a resumed run needs no environment state. Advantages are generalised estimates (arXiv 1506.02438) with discount 1,
+normalised over the batch.
+
+Metrics, one row an iteration: ``reward``, ``accuracy``, ``nfe`` of the episodes; ``policy_loss``, ``value_loss``;
+``explained_variance`` of the returns by the values before the update; ``entropy`` in nats per eligible position;
+``set_size``; ``clip_fraction``; ``approximate_kl`` in nats (mean of ratio - 1 - log ratio); ``gradient_norm`` before
+clipping; ``learning_rate``; ``forwards`` denoiser rows forwarded so far; ``seconds`` of training so far.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.samplers.policy import PolicyConfig
+from dllm_gym.agents.samplers.rollout import collect
+from dllm_gym.agents.terminal import progress_bar
+from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
+from dllm_gym.agents.trainers.policy.networks import check_common, make_critic, make_policy_network
+from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.run import Run, at_least_one
+from dllm_gym.agents.trainers.schedule import cosine
+from dllm_gym.agents.trainers.seeding import iteration_generators
+
+
+@dataclass
+class PPOConfig:
+    """Train an unmasking policy with PPO."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """The environment."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """The policy's architecture; the value network has the same trunk."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """The table and the plot at the end."""
+    iterations: int = 60
+    """Iterations: sample, then update."""
+    episodes: int = 128
+    """Episodes an iteration, each of its own problem."""
+    gae_lambda: float = 0.95
+    """Of the generalised advantage estimate; the discount is 1."""
+    epochs: int = 4
+    """Passes over each batch."""
+    minibatches: int = 4
+    """Parts of a batch, one update each."""
+    clip: float = 0.2
+    """Of the ratio."""
+    value_weight: float = 0.5
+    """Weight of the value loss."""
+    entropy_bonus: float = 0.0
+    """Weight of the mean entropy per eligible position."""
+    learning_rate: float = 3e-4
+    """Of Adam; linear warm-up, then a cosine to zero."""
+    warmup: int = 5
+    """Iterations of warm-up."""
+    max_grad_norm: float = 0.5
+    """Gradient norm is clipped at it."""
+    seed: int = 0
+    """Of weights, problems and samples."""
+    threads: int = 0
+    """Torch threads; 0: torch's choice."""
+    checkpoint_every: int = 20
+    """Iterations between two checkpoints."""
+    run_dir: str | None = None
+    """Folder of the run."""
+    resume: str | None = None
+    """Folder of a run to continue."""
+
+
+def episode_advantages(
+    values: Tensor, episode: Tensor, step: Tensor, reward: Tensor, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates of whole episodes with a reward at the end only, discount 1.
+
+    Args:
+        values: ``[N]``, of the states. episode: ``[N]`` int64 in 0..E-1. step: ``[N]`` int64, from 0 without gaps in
+            each episode. reward: ``[E]``.
+
+    Returns:
+        Advantages and returns (advantage + value), both ``[N]``.
+    """
+    steps = int(step.max()) + 1
+    dense = values.new_zeros(len(reward), steps + 1)
+    dense[episode, step] = values
+    taken = torch.zeros_like(dense, dtype=torch.bool)
+    taken[episode, step] = True
+    advantage = torch.zeros_like(dense)
+    for t in range(steps - 1, -1, -1):
+        last = taken[:, t] & ~taken[:, t + 1]
+        delta = torch.where(last, reward, dense[:, t + 1]) - dense[:, t]
+        advantage[:, t] = torch.where(taken[:, t], delta + gae_lambda * advantage[:, t + 1], 0.0)
+    advantage = advantage[episode, step]
+    return advantage, advantage + values
+
+
+def ppo_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    value: Tensor,
+    target: Tensor,
+    clip: float,
+    value_weight: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate and squared value error over ``[N]`` steps, to be minimised; and the metrics of the update."""
+    log_ratio = log_prob - old_log_prob
+    ratio = log_ratio.exp()
+    policy_loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+    value_loss = F.mse_loss(value, target)
+    metrics = {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
+        "approximate_kl": (ratio - 1 - log_ratio).mean().detach(),
+    }
+    return policy_loss + value_weight * value_loss, metrics
+
+
+@own_threads
+def train(config: PPOConfig) -> Path:
+    """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
+    at_least_one(config, "episodes", "epochs", "minibatches")
+    check_common(config)
+    env = make_env(config.env)
+    device = env.episodes.device
+    policy = make_policy_network(config.policy, config.seed, device)
+    critic = make_critic(config.policy, config.seed, device)
+    parameters = [*policy.parameters(), *critic.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, eps=1e-5)
+    run = Run("ppo", config)
+    start, forwards, seconds = 0, 0, 0.0
+    if restored := run.load():
+        start, state = restored
+        policy.load_state_dict(state["policy"])
+        critic.load_state_dict(state["critic"])
+        optimizer.load_state_dict(state["optimizer"])
+        forwards, seconds = state["forwards"], state["seconds"]
+
+    with run, progress_bar(config.iterations, start) as bar:
+        for iteration in range(start, config.iterations):
+            since = time.perf_counter()
+            rng, policy.generator = iteration_generators(config.seed, iteration, device)
+            rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
+            optimizer.param_groups[0]["lr"] = rate
+            problems = rng.integers(len(env.episodes.task), size=config.episodes)
+            rollout = collect(env, policy, problems, seed=int(rng.integers(2**32)))
+            seen = rollout.observation
+            step = (seen.progress * env.episodes.gen_length).round().long()
+            with torch.no_grad():
+                values = critic(seen)
+            advantage, target = episode_advantages(values, rollout.episode, step, rollout.reward, config.gae_lambda)
+            explained = 1 - (target - values).var() / (target.var() + 1e-8)
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+            log: list[dict[str, float]] = []
+            for _ in range(config.epochs):
+                shuffled = torch.randperm(len(step), generator=policy.generator, device=device)
+                for rows in shuffled.chunk(config.minibatches):
+                    logits = policy.logits(seen[rows])
+                    eligible, picks = seen.eligible[rows], rollout.picks[rows]
+                    log_prob = policy.distribution.log_prob(logits, eligible, picks)
+                    entropy = (policy.distribution.entropy(logits, eligible, picks) / eligible.sum(dim=1)).mean()
+                    loss, metrics = ppo_loss(
+                        log_prob, rollout.log_prob[rows], advantage[rows], critic(seen[rows]), target[rows],
+                        config.clip, config.value_weight,
+                    )  # fmt: skip
+                    optimizer.zero_grad()
+                    (loss - config.entropy_bonus * entropy).backward()
+                    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                    optimizer.step()
+                    metrics |= {"entropy": entropy.detach(), "gradient_norm": norm}
+                    log.append({name: value.item() for name, value in metrics.items()})
+
+            forwards += int(rollout.nfe.sum())
+            seconds += time.perf_counter() - since
+            metrics = {name: sum(row[name] for row in log) / len(log) for name in log[0]} | {
+                "reward": rollout.reward.mean().item(),
+                "accuracy": rollout.correct.float().mean().item(),
+                "nfe": rollout.nfe.float().mean().item(),
+                "set_size": (rollout.picks > 0).sum(dim=1).float().mean().item(),
+                "explained_variance": explained.item(),
+                "learning_rate": rate,
+                "forwards": forwards,
+                "seconds": seconds,
+            }
+            run.log(iteration + 1, metrics, problems)
+            bar(iteration + 1, metrics)
+            done = iteration + 1
+            if done % config.checkpoint_every == 0 or done == config.iterations or run.stop_requested:
+                state = {"policy": policy.state_dict(), "critic": critic.state_dict()}
+                state |= {"optimizer": optimizer.state_dict(), "forwards": forwards, "seconds": seconds}
+                run.save(done, state)
+            if run.stop_requested:
+                return run.folder
+        policy.save(run.folder / "policy", trained_in=vars(config.env))
+        untrained = make_policy_network(config.policy, config.seed, device)
+        run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "PPO": policy}))
+    return run.folder

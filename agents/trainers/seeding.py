@@ -1,0 +1,30 @@
+"""Randomness that follows from a seed, and leaves the process's own generators as they were."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(seed: int):
+    """Torch's global generator seeded inside: initialisers know no other. Afterwards all global ones are as before."""
+    python, legacy = random.getstate(), np.random.get_state()  # Stable-Baselines3 seeds them too
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+def iteration_generators(
+    seed: int, iteration: int, device: torch.device
+) -> tuple[np.random.Generator, torch.Generator]:
+    """Generators that follow from (seed, iteration) alone, so that a resumed run needs no generator state."""
+    rng = np.random.default_rng([seed, iteration])
+    return rng, torch.Generator(device).manual_seed(int(rng.integers(2**63 - 1)))

@@ -1,0 +1,14 @@
+"""Decoding as pure functions: on a canvas, and on finished completions that are masked anew."""
+
+from dllm_gym.decoding.canvas import (
+    best_n,
+    blank,
+    commit,
+    completions,
+    eligible,
+    observe,
+    pad_left,
+    with_best,
+)
+
+__all__ = ["best_n", "blank", "commit", "completions", "eligible", "observe", "pad_left", "with_best"]

@@ -1,0 +1,140 @@
+"""Bounds and objectives against enumeration: ``python -m dllm_gym.eval.benchmarks.exactness``, as in docs/oracle.md.
+
+On tabular denoisers of a world small enough to enumerate: how far the ELBO and the EUBO are from the log-likelihood of
+random-order decoding, and how well the expected gradients of the ELBO policy gradient and of SPG agree with the true
+policy gradient, for a denoiser that comes from a joint distribution and for ones that do not; and how far
+Metropolis-Hastings chains are from the tempered distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import tyro
+from rich.table import Table
+from torch import Tensor
+
+from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.samplers.metropolis import Metropolis
+from dllm_gym.agents.terminal import console
+from dllm_gym.denoisers.oracle import (
+    OracleDenoiser,
+    TabularDenoiser,
+    exact_elbo,
+    exact_eubo,
+    random_order_log_likelihood,
+    tempered,
+)
+
+
+@dataclass
+class Config:
+    """Print the tables."""
+
+    words: int = 4
+    """V, words of the vocabulary."""
+    length: int = 4
+    """L, positions."""
+    seeds: int = 5
+    """Tabular denoisers that come from no joint distribution."""
+    betas: tuple[float, ...] = (1.0, 1.5, 2.0)
+    """Renyi orders of the EUBO."""
+    omega: float = 0.5
+    """Share of the EUBO in SPG's mixture."""
+    chains: int = 20_000
+    """Metropolis-Hastings chains."""
+    steps: int = 15
+    """Of a chain."""
+
+
+def policy_gradients(denoiser: TabularDenoiser, reward: Tensor, beta: float, omega: float) -> dict[str, Tensor]:
+    """The true policy gradient and the expected gradients of surrogates, with respect to the table, by enumeration.
+
+    Completions are sampled by random-order decoding, one position a step; the advantage is the reward minus its mean.
+    ``reward`` ``[V**L]`` is that of `sequences()`.
+    """
+    x = denoiser.sequences()
+    log_likelihood = random_order_log_likelihood(denoiser, x)
+    probability = log_likelihood.detach().exp()
+    advantage = reward - (probability * reward).sum()
+    elbo, eubo = exact_elbo(denoiser, x), exact_eubo(denoiser, x, beta)
+    mixture = omega * eubo + (1 - omega) * elbo
+    surrogates = {
+        "true": log_likelihood,
+        "elbo-pg": elbo,
+        "spg mixture": torch.where(advantage > 0, elbo, mixture),
+        "spg eubo": torch.where(advantage > 0, elbo, eubo),
+        "spg zero": torch.where(advantage > 0, elbo, 0.0),
+    }
+    table = denoiser.model.table
+    return {
+        name: torch.autograd.grad((probability * advantage * value).sum(), table, retain_graph=True)[0].flatten()
+        for name, value in surrogates.items()
+    }
+
+
+def main(config: Config) -> None:
+    """Print the bounds, the cosines and the total variations."""
+    oracle = OracleDenoiser.default()
+    denoisers = {"from the joint": TabularDenoiser.from_oracle(oracle)}
+    for seed in range(config.seeds):
+        denoisers[f"random {seed}"] = TabularDenoiser.random(config.words, config.length, seed)
+
+    bounds = Table(title="mean over samples of random-order decoding, nats")
+    bounds.add_column("denoiser")
+    for name in ("ELBO", "log p", *(f"EUBO {beta:g}" for beta in config.betas)):
+        bounds.add_column(name, justify="right")
+    cosines = Table(title=f"cosine with the true policy gradient (beta {config.betas[0]:g}, omega {config.omega:g})")
+    cosines.add_column("denoiser")
+    names = ("elbo-pg", "spg mixture", "spg eubo", "spg zero")
+    for name in names:
+        cosines.add_column(name, justify="right")
+    for label, denoiser in denoisers.items():
+        x = denoiser.sequences()
+        with torch.no_grad():
+            log_likelihood = random_order_log_likelihood(denoiser, x)
+            values = [exact_elbo(denoiser, x), log_likelihood, *(exact_eubo(denoiser, x, b) for b in config.betas)]
+            means = [float((log_likelihood.exp() * value).sum()) for value in values]
+        bounds.add_row(label, *(f"{mean:.4f}" for mean in means))
+        generator = torch.Generator().manual_seed(0)
+        reward = (torch.rand(len(x), generator=generator, dtype=torch.float64) < 0.2).double()
+        gradients = policy_gradients(denoiser, reward, config.betas[0], config.omega)
+        row = [torch.cosine_similarity(gradients[name], gradients["true"], dim=0).item() for name in names]
+        cosines.add_row(label, *(f"{value:.4f}" for value in row))
+    for table in (bounds, cosines, total_variations(config)):
+        console().print(table)
+
+
+def total_variations(config: Config) -> Table:
+    """A row for each proposal: total variation of the chains' last states to p^alpha, and the share of moves."""
+    table = Table(title=f"Metropolis-Hastings on the oracle, {config.chains} chains of {config.steps} steps")
+    for name in ("proposal", "log p", "blocks of"):
+        table.add_column(name)
+    for alpha in ALPHAS:
+        table.add_column(f"TV, alpha {alpha:g}", justify="right")
+    table.add_column("moves", justify="right")
+    cases = [("random", "trajectory"), ("left-to-right", "trajectory"), ("confidence", "trajectory")]
+    cases += [("tempered-confidence", "trajectory"), ("random", "elbo"), ("threshold", "elbo")]
+    for (proposal, likelihood), block_length in product(cases, (4, 2)):
+        env = EnvConfig("MaskedDiffusion-Oracle-v0", num_envs=20_000, temperature=1.0, block_length=block_length)
+        episodes = make_env(env, "test").unwrapped.episodes
+        joint, distances, moves = episodes.denoiser.joint, [], []
+        for alpha in ALPHAS:
+            sampler = Metropolis(alpha, config.steps, proposal, likelihood)
+            chains = sampler.run(episodes, [0] * config.chains)
+            places = joint.shape[0] ** torch.arange(joint.ndim - 1, -1, -1)
+            counts = torch.bincount((chains.canvas.tokens * places).sum(dim=1), minlength=joint.numel())
+            exact = tempered(joint, alpha, block_length).flatten()
+            distances.append(f"{0.5 * (counts / config.chains - exact).abs().sum():.3f}")
+            moves.append(f"{chains.acceptance.mean():.2f}")
+        table.add_row(proposal, likelihood, str(block_length), *distances, ", ".join(moves))
+    return table
+
+
+ALPHAS = (1.0, 2.0, 4.0)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

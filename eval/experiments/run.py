@@ -1,0 +1,253 @@
+"""``dllm-eval experiment FILE.yaml``: an experiment as a file: what is trained, what is evaluated, what is compared.
+
+The file's keys: `dllm_gym.eval.experiments.file`. Everything lies in one folder; what is finished there is not done
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from dllm_gym.agents.environment import EnvConfig
+from dllm_gym.agents.evaluation import bootstrap_interval, describe_undecided
+from dllm_gym.agents.terminal import console
+from dllm_gym.agents.trainers.run import handled
+from dllm_gym.eval.command import Failed, one_line
+from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
+from dllm_gym.eval.experiments.file import Comparison, Experiment, Training, draws, read_experiment, trained
+from dllm_gym.eval.metrics import summary
+from dllm_gym.eval.results import Cell, ResultsFile
+from dllm_gym.eval.tables import fronts, ids, unit, values, with_interval
+from dllm_gym.files import held, write_text
+
+
+@dataclass
+class ExperimentConfig:
+    """Run an experiment file, or what of it is not finished."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """A .yaml file."""
+    folder: Path | None = None
+    """Where runs, results and tables lie; None: runs/experiments/ and the file's name."""
+    seeds: int | None = None
+    """Instead of the file's."""
+    problems: int | None = None
+    """Instead of the cells'."""
+    workers: int = 2
+    """Processes, each with one thread."""
+
+
+def experiment(config: ExperimentConfig) -> None:
+    """Train, evaluate, compare; prints the tables and writes them to ``table.md``.
+
+    Raises:
+        ValueError: what `read_experiment` refuses, or a folder that another process is working in.
+        Failed: of trainings or evaluations; the tables have what the others gave.
+    """
+    whole = read_experiment(config.file)
+    folder = config.folder or Path("runs/experiments") / config.file.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    ended = handled(lambda number, _: sys.exit(128 + number), signal.SIGTERM)  # so that workers can save
+    with ended, held(folder / ".lock", f"folder={str(folder)!r}"):
+        _run(whole, folder, config)
+
+
+def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
+    seeds = range(config.seeds or whole.seeds)
+    trainings = [(name, seed) for name in whole.train for seed in seeds]
+    cells = [
+        (name, i, seed)
+        for name, grid in whole.cells.items()
+        for i, variant in enumerate(grid.variants())
+        for seed in (seeds if draws(*variant) else [0])
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    failures, lost = [], set()
+    with ProcessPoolExecutor(config.workers, mp_context=spawn, initializer=_end_with_parent) as pool:
+        try:
+            jobs = [pool.submit(_train, whole.train[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
+            for training, job in zip(trainings, jobs, strict=True):
+                if (folder_of := _result(job, "training {}, seed {}".format(*training), failures)) is None:
+                    lost.add(training)
+                else:
+                    print(f"trained {folder_of}", flush=True)
+            needs = {(name, i, seed): trained(*whole.cells[name].variants()[i]) for name, i, seed in cells}
+            possible = [cell for cell in cells if not lost & {(text, cell[2]) for text in needs[cell]}]
+            jobs = [pool.submit(_evaluate, whole, cell, folder, config) for cell in possible]
+            found = {(name, i): [] for name, i, _ in cells}
+            for (name, i, seed), job in zip(possible, jobs, strict=True):
+                if cell := _result(job, f"evaluation {name} {i}, seed {seed}", failures):
+                    found[name, i].append(cell)
+                    print(f"evaluated {name} {i}, seed {seed}", flush=True)
+        except BaseException:
+            for worker in multiprocessing.active_children():  # a training saves what it has
+                worker.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+    wanted = Counter((name, i) for name, i, _ in cells)  # means over some of the seeds would not be comparable
+    found = {key: cells for key, cells in found.items() if len(cells) == wanted[key]}
+    if not found:
+        raise Failed(failures, len(trainings) + len(cells))
+    variants = {name: grid.variants() for name, grid in whole.cells.items()}
+    whole_cells = {name for name, points in variants.items() if all((name, i) in found for i in range(len(points)))}
+    compared = [entry for entry in whole.compare if {entry.first, entry.second} <= whole_cells]
+    parts = [whole.claim, _cell_table(found, variants), _comparison_table(compared, found, variants)]
+    parallelism = fronts([cell for cells in found.values() for cell in cells])
+    parts.append("\n".join(f"Accuracy under parallelism, {name}: {value:.1f}" for name, value in parallelism.items()))
+    text = "\n\n".join(filter(None, parts)) + "\n"
+    write_text(folder / "table.md", text)
+    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    if failures:
+        raise Failed(failures, len(trainings) + len(cells))
+
+
+def _result(job: Future, what: str, failures: list[str]):
+    """What a job returned; None where it failed, which is put down."""
+    try:
+        return job.result()
+    except BrokenExecutor:  # a worker is gone, and no other will begin anything
+        raise
+    except Exception as error:
+        failures.append(f"{what}: {one_line(error)}")
+        return None
+
+
+def _end_with_parent() -> None:
+    """A worker whose experiment was killed ends, instead of training on for nobody."""
+
+    def watch():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _train(training: Training, folder: Path, seed: int) -> str:
+    """One run through the trainers' own command line; continued where it was interrupted."""
+    import torch
+
+    from dllm_gym.agents.cli import main
+
+    torch.set_num_threads(1)
+    asked = json.dumps({"algorithm": training.algorithm, "settings": training.settings}, sort_keys=True)
+    record = folder.with_name(f"{folder.name}.json")
+    if record.exists() and record.read_text() != asked:
+        raise ValueError(f"{folder}: trained with other settings, {record.read_text()}; give another --folder.")
+    write_text(record, asked)
+    if not (folder / "summary.json").exists():
+        if list(folder.glob("checkpoint-*")):
+            flags = ["--resume", str(folder)]
+        else:
+            for name in ("config.json", "metrics.jsonl"):  # stopped before its first checkpoint
+                (folder / name).unlink(missing_ok=True)
+            flags = training.flags(seed=seed, run_dir=folder)
+        try:
+            failed = main([training.algorithm, *flags])
+        except SystemExit as error:
+            if error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                os._exit(1)  # stopped, and saved: this worker begins nothing else
+            raise
+        if failed:
+            raise RuntimeError(f"{training.algorithm} {' '.join(flags)}: failed, see above.")
+    return str(folder)
+
+
+def _evaluate(whole: Experiment, cell: tuple[str, int, int], folder: Path, config: ExperimentConfig) -> Cell:
+    import torch
+
+    torch.set_num_threads(1)
+    name, i, seed = cell
+    grid = whole.cells[name]
+    sampler, env = grid.variants()[i]
+    path = folder / "results" / f"{name}-{i}-seed{seed}.jsonl"
+    runs = {text: folder / f"{text}-seed{seed}" for text in trained(sampler, env)}
+    for run in runs.values():  # what was trained again is evaluated again
+        if path.exists() and path.stat().st_mtime < (run / "summary.json").stat().st_mtime:
+            path.unlink()
+    if sampler.startswith("{"):
+        sampler = str(runs[sampler.strip("{}")])
+    if str(env.get("denoiser")).startswith("{"):
+        env = env | {"denoiser": str(runs[env["denoiser"].strip("{}")] / "denoiser")}
+    problems = config.problems or grid.problems
+    request = CellConfig(sampler, EnvConfig(**env), problems, grid.samples, grid.split, seed)
+    with ResultsFile(path) as file:
+        return evaluate_cell(request, file)
+
+
+def _variant(name: str, variants: list, i: int) -> str:
+    """The name of a cell and what is particular about one of its variants."""
+    if len(variants) == 1:
+        return name
+    (sampler, env), points = variants[i], [env for _, env in variants]
+    axes = [f"{key} {env[key]}" for key in env if any(point[key] != env[key] for point in points)]
+    named = [sampler] if len({text for text, _ in variants}) > 1 else []
+    return f"{name}: {', '.join(named + axes)}"
+
+
+def _cell_table(found: dict[tuple[str, int], list[Cell]], variants: dict[str, list]) -> str:
+    """Means over seeds, and accuracy and reward of each."""
+    lines = ["| cell | accuracy % | by seed | NFE | reward | pass@k % |", "| --- | --- | --- | --- | --- | --- |"]
+    notes = []
+    for (name, i), cells in found.items():
+        rows = [summary(cell) for cell in cells]
+        undecided = sum((Counter(row["undecided"]) for row in rows), Counter())
+        if undecided:
+            notes.append(f"\n{_variant(name, variants[name], i)}: {describe_undecided(undecided)}")
+        accuracy = [100 * row["accuracy"] for row in rows]
+        passes = [f"{k}: {100 * np.mean([row['pass_at_k'][k] for row in rows]):.1f}" for k in rows[0]["pass_at_k"]]
+        figures = [
+            f"{np.mean(accuracy):.1f}",
+            ", ".join(f"{a:.1f}" for a in accuracy),
+            f"{np.mean([row['nfe'] for row in rows]):.2f}",
+            f"{np.mean([row['reward'] for row in rows]):.3f}",
+            ", ".join(passes) if len(passes) > 1 else "",
+        ]
+        lines.append(f"| {' | '.join([_variant(name, variants[name], i), *figures])} |")
+    return "\n".join(lines + notes)
+
+
+def _comparison_table(comparisons: list[Comparison], found: dict, variants: dict[str, list]) -> str:
+    """Paired by problem, seeds averaged; 95 % bootstrap intervals over problems."""
+    lines = ["| first | second | metric | first minus second [95 %] | by seed |", "| --- | --- | --- | --- | --- |"]
+    for entry in comparisons:
+        for (first, a, mine), (second, b, theirs) in _pairs(entry, found, variants):
+            if mine != theirs:
+                raise ValueError(f"compare {first} and {second}: different problems, nothing can be paired.")
+            difference = a.mean(axis=0) - b.mean(axis=0)
+            scale, digits = unit(entry.metric)
+            text = with_interval(difference.mean(), bootstrap_interval(difference), digits, scale, "+")
+            by_seed = ", ".join(f"{scale * d:+.{digits}f}" for d in a.mean(axis=1) - b.mean(axis=1))
+            lines.append(f"| {first} | {second} | {entry.metric} | {text} | {by_seed} |")
+    return "\n".join(lines) if comparisons else ""
+
+
+def _pairs(entry: Comparison, found: dict, variants: dict[str, list]) -> list[tuple]:
+    """What is compared: label, ``[seeds, N]`` figures and problem ids of a first and a second, once or more."""
+
+    def options(name: str) -> list[tuple[str, np.ndarray, list[str]]]:
+        return [
+            (_variant(name, variants[name], i), np.stack([values(cell, entry.metric) for cell in cells]), ids(cells[0]))
+            for (of, i), cells in found.items()
+            if of == name
+        ]
+
+    first, second = options(entry.first), options(entry.second)
+    if len(first) == len(second):
+        return list(zip(first, second, strict=True))
+    best = min if entry.metric == "nfe" else max
+    best = [best(either, key=lambda option: option[1].mean()) for either in (first, second)]
+    return [tuple(best)]

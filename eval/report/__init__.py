@@ -1,0 +1,1 @@
+"""The page that ``dllm-eval report`` makes of results files."""

@@ -1,0 +1,181 @@
+"""Experiment files: read, refused, run, and run again without doing anything twice."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from dllm_gym.eval import cli
+from dllm_gym.eval.experiments.file import Grid, draws, read_experiment
+from dllm_gym.eval.results import read_results
+
+ROOT = Path(__file__).parents[2]
+SMALL = """
+claim: A learned policy is no worse.
+seeds: 2
+train:
+  policy:
+    algorithm: grpo
+    settings: {env.id: MaskedDiffusion-Countdown-v0, iterations: 1, problems: 1, group: 2, experts: [0.5],
+               policy.hidden-dim: 16, policy.mlp-dim: 16, env.num-envs: 4, report.enabled: false}
+cells:
+  learned: {sampler: "{policy}", env: &env {id: MaskedDiffusion-Countdown-v0, num_envs: 8}, problems: 4}
+  thresholds:
+    sampler: [threshold:threshold=0.3, threshold:threshold=0.9]
+    env: *env
+    problems: 4
+  blocks:
+    sampler: confidence
+    env: {id: MaskedDiffusion-Countdown-v0, num_envs: 8, block_length: [4, 12]}
+    problems: 4
+compare:
+  - {first: learned, second: thresholds, metric: nfe}
+  - {first: thresholds, second: blocks, metric: accuracy}
+"""
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "eval/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_experiments_of_the_repository_can_be_read(path):
+    assert read_experiment(path).compare
+
+
+def test_axes_make_variants():
+    grid = Grid(["random", "confidence"], {"block_length": [None, 4], "alpha": 2})
+    assert len(grid.variants()) == 4 and grid.variants()[1] == ("random", {"block_length": 4, "alpha": 2})
+    assert Grid("random").variants() == [("random", {})]
+
+
+def test_what_draws_nothing_is_evaluated_once():
+    assert not draws("threshold:threshold=0.5", {}) and not draws("confidence", {"denoiser": "embedded"})
+    for sampler, env in (("random", {}), ("{policy}", {}), ("confidence", {"temperature": 1.0})):
+        assert draws(sampler, env)
+    assert draws("metropolis", {"temperature": 1.0}) and draws("confidence", {"denoiser": "{spg}"})
+
+
+def test_an_experiment_runs_and_is_not_repeated(written, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert cli.main(["experiment", str(written), "--folder", str(folder), "--workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    table = (folder / "table.md").read_text()
+    assert table.strip() in shown and "A learned policy is no worse." in table
+    results = {path.stem: read_results(path)[0] for path in (folder / "results").glob("*.jsonl")}
+    names = {"learned-0-seed0", "learned-0-seed1", "thresholds-0-seed0", "thresholds-1-seed0"}
+    assert set(results) == names | {"blocks-0-seed0", "blocks-1-seed0"}
+    assert results["blocks-0-seed0"].settings["env"]["block_length"] == 4
+    weights = {results[f"learned-0-seed{seed}"].settings["policy_settings"]["weights"] for seed in (0, 1)}
+    assert len(weights) == 2
+
+    learned = [results[f"learned-0-seed{seed}"].nfe.mean() for seed in (0, 1)]
+    faster = min(results[f"thresholds-{i}-seed0"].nfe.mean() for i in (0, 1))
+    assert "| learned | thresholds: threshold:threshold=0.3 | nfe |" in table
+    assert ", ".join(f"{nfe - faster:+.3f}" for nfe in learned) in table
+    # Two variants against two: each with its own.
+    for i, block in ((0, 4), (1, 12)):
+        accuracy = [100 * results[f"{name}-{i}-seed0"].correct.mean() for name in ("thresholds", "blocks")]
+        wanted = f"| blocks: block_length {block} | accuracy | {accuracy[0] - accuracy[1]:+.1f} ["
+        assert wanted in table
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")}
+    assert cli.main(["experiment", str(written), "--folder", str(folder), "--workers", "1"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")} == before
+    assert (folder / "table.md").read_text() == table
+
+    # Other settings are other cells, of which only the new ones count.
+    more = [str(written), "--folder", str(folder), "--workers", "1", "--problems", "2"]
+    assert cli.main(["experiment", *more]) == 0
+    both = read_results(folder / "results" / "learned-0-seed0.jsonl")
+    assert [len(cell.problems) for cell in both] == [4, 2]
+    accuracy = [100 * read_results(folder / f"results/learned-0-seed{n}.jsonl")[1].correct.mean() for n in (0, 1)]
+    assert (
+        f"| {np.mean(accuracy):.1f} | {', '.join(f'{a:.1f}' for a in accuracy)} |" in (folder / "table.md").read_text()
+    )
+    written.write_text(SMALL.replace("group: 2", "group: 3"))
+    assert cli.main(["experiment", *more]) == 1
+    assert "trained with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_one_process_in_a_folder_and_no_worker_without_it(number, written, tmp_path, capsys):
+    written.write_text(SMALL.replace("iterations: 1,", "iterations: 1000000,"))
+    arguments = ["experiment", str(written), "--folder", str(tmp_path / "out"), "--workers", "1"]
+    running = subprocess.Popen([sys.executable, "-m", "dllm_gym.eval", *arguments], cwd=ROOT)
+    try:
+        metrics = tmp_path / "out" / "policy-seed0" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert running.poll() is None
+            time.sleep(0.2)
+        assert cli.main(arguments) == 2
+        assert f"process {running.pid} on" in capsys.readouterr().err
+        workers = psutil.Process(running.pid).children(recursive=True)
+        running.send_signal(number)
+        code = running.wait(timeout=60)
+    finally:
+        running.kill()
+    assert workers and not psutil.wait_procs(workers, timeout=60)[1]
+    assert bool(list(metrics.parent.glob("checkpoint-*"))) == (number == signal.SIGTERM), "asked to end, it saves"
+    assert abs(code) == number if number == signal.SIGKILL else code == 128 + number
+    assert not (tmp_path / "out" / "policy-seed1").exists(), "and begins nothing else"
+
+
+def test_what_is_trained_again_is_evaluated_again(written, tmp_path):
+    arguments = ["experiment", str(written), "--folder", str(tmp_path / "out"), "--workers", "1", "--seeds", "1"]
+    assert cli.main(arguments) == 0
+    results = tmp_path / "out" / "results"
+    before = {path.name: read_results(path)[0].settings for path in results.glob("*.jsonl")}
+    shutil.rmtree(tmp_path / "out" / "policy-seed0")
+    (tmp_path / "out" / "policy-seed0.json").unlink()
+    written.write_text(SMALL.replace("group: 2", "group: 3"))
+    assert cli.main(arguments) == 0
+    for path in results.glob("*.jsonl"):
+        (cell,) = read_results(path)
+        assert (cell.settings == before[path.name]) == (not path.name.startswith("learned"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("seeds:", "seed:", ["unknown 'seed'", "did you mean 'seeds'"]),
+        ("num_envs: 8, block", "num_env: 8, block", ["cells.blocks.env", "'num_env'", "did you mean 'num_envs'"]),
+        ("sampler: confidence", "samper: confidence", ["cells.blocks", "did you mean 'sampler'"]),
+        ("second: blocks", "second: block", ["compare", "did you mean 'blocks'"]),
+        ('"{policy}"', '"{polcy}"', ["cells.learned", "'polcy'", "did you mean 'policy'"]),
+        ("algorithm: grpo", "algoritm: grpo", ["train.policy", "did you mean 'algorithm'"]),
+        ("sampler: confidence", "split: test", ["cells.blocks", "sampler"]),
+        ("claim: A", "claim: [A", ["not YAML"]),
+        ("sampler: confidence", "sampler: confidense", ["'confidense'", "confidence"]),
+        ("cells:", "cells:\nunused:", ["unknown 'unused'"]),
+        ("metric: nfe", "metric: speed", ["metric='speed'"]),
+        ("metric: nfe", "metric: pass@2", ["k=2: must be 1 to 1"]),
+        ("algorithm: grpo", "algorithm: gpro", ["train.policy", "did you mean 'grpo'"]),
+        ("iterations: 1,", "iteration: 1,", ["--iteration", "train.policy: not flags of grpo"]),
+        ("iterations: 1,", "iterations: one,", ["--iterations", "train.policy: not flags of grpo"]),
+        ("problems: 4", "problems: ten", ["cells.learned: problems and samples must be 1 or more"]),
+        ("problems: 4", "problems: 8", ["compare learned and thresholds: other problems"]),
+        ("&env {id: MaskedDiffusion-Countdown-v0", "&env {id: Countdown", ["env.id='Countdown': must be one of"]),
+        ('sampler: "{policy}", env: &env {id', "sampler: , env: &env {id", ["cells.learned: sampler is empty"]),
+    ],
+)
+def test_mistakes_are_one_line(old, new, named, written, tmp_path, capsys):
+    written.write_text(SMALL.replace(old, new, 1))
+    folder = ["--folder", str(tmp_path / "out"), "--workers", "1", "--seeds", "1"]
+    assert cli.main(["experiment", str(written), *folder]) == 2
+    line = capsys.readouterr().err
+    assert all(text in line for text in named), line
+
+
+def test_no_such_file(capsys):
+    assert cli.main(["experiment", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
