@@ -51,8 +51,12 @@ class Canvas:
     """``[B, L]`` int64: the mask token where ``masked``."""
     masked: Tensor
     """``[B, L]`` bool: not yet unmasked."""
+    filled: Tensor
+    """``[B, L]`` bool: filled in after the end of the text, at no cost; masked again if that end is taken back."""
+    probability: Tensor
+    """``[B, L]`` float32: untempered probability of each written token at the step that wrote it; 0 elsewhere."""
     steps: Tensor
-    """``[B]`` int64: steps taken, which is the number of denoiser forwards that the row has used (NFE)."""
+    """``[B]`` int64: steps taken, which is the number of denoiser forward passes that the row has used (NFE)."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -84,7 +88,7 @@ class Prediction:
 
 @dataclass
 class Score:
-    """What the denoiser says of given tokens where it is asked, zeros elsewhere; differentiable, for training."""
+    """Log-probabilities and centred logits of target tokens at scored positions, zeros elsewhere; differentiable."""
 
     log_prob: Tensor
     """``[B, L]`` float32: log-probability of the token."""
@@ -108,6 +112,8 @@ class Observation:
     """``[B, L]`` bool: masked and inside the active block; the positions that may be chosen."""
     progress: Tensor
     """``[B]`` float32: steps taken so far / L."""
+    probability: Tensor
+    """``[B, L]`` float32: untempered probability of ``token``: now, or at the step that wrote it; 0 where filled in."""
 
     def __len__(self) -> int:
         return self.masked.shape[0]
@@ -124,6 +130,21 @@ class Observation:
     def cat(parts: list[Observation]) -> Observation:
         """Rows of several observations, one after the other."""
         return Observation(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Observation)))
+
+
+@dataclass
+class Action:
+    """What a sampler does to a canvas in one step."""
+
+    unmask: Tensor
+    """``[B, L]`` bool: positions to unmask; those that are not eligible are ignored."""
+    remask: Tensor
+    """``[B, L]`` bool: written positions to take back, which are then masked again; others are ignored."""
+
+    @staticmethod
+    def unmasking(positions: Tensor) -> Action:
+        """Unmask ``positions`` ``[B, L]`` bool, and take nothing back."""
+        return Action(positions, torch.zeros_like(positions))
 
 
 @dataclass
@@ -151,7 +172,7 @@ class Rollout:
     picks: Tensor | None
     """``[N, L]`` int64: what it sampled, see `dllm_gym.agents.samplers.distributions`."""
     log_prob: Tensor | None
-    """``[N]`` float32: log-probability of ``picks``; 0 for a policy that does not tell."""
+    """``[N]`` float32: log-probability of ``picks``; 0 if the policy reports none."""
     episode: Tensor | None
     """``[N]`` int64 in 0..E-1: the episode that a step belongs to."""
 

@@ -20,6 +20,7 @@ from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.envs.trace import Trace
 from dllm_gym.eval.command import run
 from dllm_gym.rendering import Frame
+from dllm_gym.types import Action
 
 
 @dataclass
@@ -80,7 +81,7 @@ def play(episodes: Episodes, policy: Policy, problem: int, seed: list[int]) -> t
     while not finished:
         unmask = torch.zeros_like(observation.masked)
         unmask[:1] = policy(observation[:1])
-        finished = episodes.commit(unmask)
+        finished = episodes.commit(Action.unmasking(unmask))
         trace.step(finished)
         observation = episodes.observe()
         frames.append(trace.frame(0))

@@ -21,7 +21,7 @@ def see(rows: int = 5, length: int = 8, k: int = 1, seed: int = 0) -> Observatio
     confidence = torch.rand(rows, length, k, generator=generator).sort(dim=-1, descending=True).values
     zeros = torch.zeros(rows, length)
     progress = torch.rand(rows, generator=generator)
-    return Observation(confidence, zeros, zeros.long(), eligible.clone(), eligible, progress)
+    return Observation(confidence, zeros, zeros.long(), eligible.clone(), eligible, progress, zeros)
 
 
 def tiny_policy(seed: int = 0, **changes) -> UnmaskingPolicy:

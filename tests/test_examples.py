@@ -89,7 +89,9 @@ def test_custom_task(monkeypatch):
 def test_custom_sampler_chooses_what_it_says():
     confidence = torch.tensor([[0.6, 0.7, 0.95, 0.4, 0.8, 0.2, 0.6]])
     everywhere = torch.ones_like(confidence, dtype=torch.bool)
-    seen = Observation(confidence[..., None], confidence, confidence.long(), everywhere, everywhere, torch.zeros(1))
+    seen = Observation(
+        confidence[..., None], confidence, confidence.long(), everywhere, everywhere, torch.zeros(1), confidence
+    )
     assert example("custom_sampler").spaced(seen)[0].nonzero()[:, 0].tolist() == [2]
     seen.eligible = torch.tensor([[True, True, False, True, True, True, True]])
     assert example("custom_sampler").spaced(seen)[0].nonzero()[:, 0].tolist() == [1, 4]

@@ -37,9 +37,10 @@ from dllm_gym.agents.samplers.policy import UnmaskingPolicy
 from dllm_gym.agents.samplers.rollout import Policy
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
+from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.names import find
-from dllm_gym.types import Canvas
+from dllm_gym.types import Action, Canvas
 
 LIKELIHOODS = ("trajectory", "elbo")
 
@@ -224,18 +225,17 @@ def propose(episodes: Episodes, canvas: Canvas, policy: Policy, end: int, rng: n
         canvas: N rows; blocks before ``end`` are decoded left to right.
         rng: of the tokens.
     """
-    denoiser, temperature, k = episodes.denoiser, episodes.temperature, episodes.confidence_k
+    session = DecodingSession(episodes.denoiser, canvas, episodes.block_length, stop_at_eos=False)
     log_p, log_q = torch.zeros(2, len(canvas), dtype=torch.float64, device=canvas.tokens.device)
-    while len(rows := canvas.masked[:, :end].any(dim=1).nonzero()[: episodes.num_rows, 0]):
-        part = canvas[rows]
-        uniforms = torch.as_tensor(rng.random(part.tokens.shape, dtype=np.float32), device=rows.device)
-        prediction = denoiser.predict(part, k, temperature, uniforms)
-        seen = decoding.observe(part, prediction, episodes.block_length)
+    while len(rows := session.canvas.masked[:, :end].any(dim=1).nonzero()[: episodes.num_rows, 0]):
+        shape = (len(rows), canvas.tokens.shape[1])
+        uniforms = torch.as_tensor(rng.random(shape, dtype=np.float32), device=rows.device)
+        seen, prediction = session.observe(rows, episodes.confidence_k, episodes.temperature, uniforms)
         written = decoding.with_best(policy(seen), seen) & seen.eligible
         log_p[rows] += torch.where(written, prediction.probability.double().log(), 0.0).sum(dim=1)
         log_q[rows] += torch.where(written, prediction.draw_log_prob.double(), 0.0).sum(dim=1)
-        canvas = canvas.put(rows, decoding.commit(part, seen, written, None, denoiser.eos_token_id))
-    return Proposals(canvas, log_p, log_q)
+        session.commit(seen, Action.unmasking(written), rows)
+    return Proposals(session.canvas, log_p, log_q)
 
 
 def accept(log_weight: Tensor, log_uniform: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm_gym.envs.episodes import Finished
-from dllm_gym.types import Observation, Rollout
+from dllm_gym.types import Action, Observation, Rollout
 
 Policy = Callable[[Observation], Tensor]
 """A sampler: observation of B rows -> the set to unmask, ``[B, L]`` bool."""
@@ -78,7 +78,7 @@ def collect(
         if keep_steps:
             steps.append((seen, picks, log_prob, torch.as_tensor(owner, device=episodes.device)[rows]))
         unmask = torch.zeros_like(observation.masked).index_copy(0, rows, picks > 0)
-        for end in episodes.commit(unmask):
+        for end in episodes.commit(Action.unmasking(unmask)):
             n = int(owner[end.row])
             finished[n] = (episodes.problems[end.row], end, episodes.canvas.tokens[end.row])
             left -= 1

@@ -6,9 +6,10 @@ from dllm_gym.decoding.canvas import (
     commit,
     completions,
     eligible,
+    log_likelihood,
     observe,
     pad_left,
     with_best,
 )
 
-__all__ = ["best_n", "blank", "commit", "completions", "eligible", "observe", "pad_left", "with_best"]
+__all__ = ["best_n", "blank", "commit", "completions", "eligible", "log_likelihood", "observe", "pad_left", "with_best"]

@@ -1,7 +1,7 @@
-"""Decoding as pure functions on a canvas: the only place that writes tokens.
+"""Decoding as pure functions on a canvas: the only place that writes tokens, or takes them back.
 
-One step of decoding is ``observe -> (a policy chooses a set) -> commit``. Blocks are decoded left to right; which
-block is active follows from what is still masked, so nothing but the canvas has to be carried along.
+One step of decoding is ``observe -> (a sampler chooses an action) -> commit``. Blocks are decoded left to right. The
+active block follows from what is masked, so nothing but the canvas has to be carried along.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_gym.types import Canvas, Observation, Prediction
+from dllm_gym.types import Action, Canvas, Observation, Prediction
 
 
 def blank(prompts: list[Tensor], gen_length: int, mask_token_id: int) -> Canvas:
@@ -21,6 +21,8 @@ def blank(prompts: list[Tensor], gen_length: int, mask_token_id: int) -> Canvas:
         prompt_mask=prompt_mask,
         tokens=prompt.new_full(shape, mask_token_id),
         masked=prompt_mask.new_ones(shape),
+        filled=prompt_mask.new_zeros(shape),
+        probability=prompt.new_zeros(shape, dtype=torch.float32),
         steps=prompt.new_zeros(len(prompts)),
     )
 
@@ -49,31 +51,56 @@ def observe(canvas: Canvas, prediction: Prediction, block_length: int) -> Observ
         masked=canvas.masked,
         eligible=eligible(canvas.masked, block_length),
         progress=canvas.steps / canvas.tokens.shape[1],
+        probability=torch.where(canvas.masked, prediction.probability, canvas.probability),
     )
 
 
 def commit(
-    canvas: Canvas, observation: Observation, unmask: Tensor, eos_token_ids: Tensor | None, eos_token_id: int
+    canvas: Canvas,
+    observation: Observation,
+    action: Action,
+    *,
+    mask_token_id: int,
+    eos_token_id: int,
+    eos_token_ids: Tensor | None,
 ) -> Canvas:
-    """Write the predicted tokens at the eligible positions of ``unmask``, and count the step.
+    """Write the predicted tokens at the positions to unmask, take others back, and count the step.
 
     Args:
         canvas: B rows; rows in which nothing is eligible stay as they are.
         observation: of that canvas; its ``token`` is what is written.
-        unmask: ``[B, L]`` bool; bits outside the eligible positions are ignored.
-        eos_token_ids: ``[E]`` int64, tokens that end a completion: where one stands decoded and all before it is
-            decoded too, the masked positions after it are filled with ``eos_token_id`` at no cost. None: no filling.
-        eos_token_id: what fills the positions after the end.
+        action: positions to unmask and to take back.
+        mask_token_id: stands where something is masked.
+        eos_token_id: fills the positions after the end.
+        eos_token_ids: ``[E]`` int64, tokens that end a completion. Once one of them and everything before it is
+            written, the masked positions after it are filled at no cost. None: nothing is filled.
     """
-    written = unmask & observation.eligible
+    running = observation.eligible.any(dim=1)
+    masked = canvas.masked | canvas.filled  # whether the text has ended is decided anew
+    written = action.unmask & observation.eligible
+    taken = action.remask & ~masked & running[:, None]
+    masked = (masked & ~written) | taken
     tokens = torch.where(written, observation.token, canvas.tokens)
-    masked = canvas.masked & ~written
+    filled = torch.zeros_like(masked)
     if eos_token_ids is not None:
-        decoded_so_far = masked.cumsum(dim=1) == 0
-        ended = ((torch.isin(tokens, eos_token_ids) & decoded_so_far).cumsum(dim=1) > 0) & masked
-        tokens = tokens.masked_fill(ended, eos_token_id)
-        masked = masked & ~ended
-    return Canvas(canvas.prompt, canvas.prompt_mask, tokens, masked, canvas.steps + observation.eligible.any(dim=1))
+        complete_so_far = masked.cumsum(dim=1) == 0
+        filled = ((torch.isin(tokens, eos_token_ids) & complete_so_far).cumsum(dim=1) > 0) & masked
+        masked = masked & ~filled
+    return Canvas(
+        prompt=canvas.prompt,
+        prompt_mask=canvas.prompt_mask,
+        tokens=tokens.masked_fill(masked, mask_token_id).masked_fill(filled, eos_token_id),
+        masked=masked,
+        filled=filled,
+        probability=torch.where(written, observation.probability, canvas.probability).masked_fill(taken, 0.0),
+        steps=canvas.steps + running,
+    )
+
+
+def log_likelihood(canvas: Canvas) -> Tensor:
+    """``[B]`` float32, nats: the log-probability of every token that stands, at the step that wrote it, summed."""
+    written = ~canvas.masked & ~canvas.filled
+    return torch.where(written, canvas.probability.log(), 0.0).sum(dim=1)
 
 
 def with_best(unmask: Tensor, observation: Observation, score: Tensor | None = None) -> Tensor:

@@ -148,6 +148,8 @@ def corrupted_canvas(
         prompt_mask=prompt_mask.repeat(n, 1),
         tokens=tokens.repeat(n, 1).masked_fill(masked, mask_token_id),
         masked=masked,
+        filled=torch.zeros_like(masked),
+        probability=torch.zeros(masked.shape, device=masked.device),
         steps=masked.new_zeros(len(masked), dtype=torch.int64),
     )
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from dllm_gym import decoding
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.oracle_joint import PROMPT, WORDS, mixture
+from dllm_gym.types import Action
 
 LARGEST_TABLE = 1 << 26
 """Entries that a table may have: 512 MiB in float64."""
@@ -270,7 +271,12 @@ def sampling_distribution(
             drawn[len(whole) :, i] = word
             mass[len(whole) :] *= probability[source[len(whole) :], i, word]
         canvas = decoding.commit(
-            canvas[source], dataclasses.replace(seen[source], token=drawn), chosen[source], None, denoiser.eos_token_id
+            canvas[source],
+            dataclasses.replace(seen[source], token=drawn),
+            Action.unmasking(chosen[source]),
+            mask_token_id=mask,
+            eos_token_id=denoiser.eos_token_id,
+            eos_token_ids=None,
         )
     return mass.new_zeros(words**length).index_add(0, _number(canvas.tokens, words), mass)
 

@@ -1,7 +1,7 @@
 """Rows of running episodes: what the single and the vector environment both are, and what our own trainers drive.
 
-`Episodes` holds the state (problems, canvases, generators); every change of a canvas goes through `dllm_gym.decoding`.
-One round is ``observe() -> commit(unmask)``; ``begin(rows)`` puts new problems into rows that are free.
+`Episodes` holds the state: problems, generators, and a decoding session with the canvases. One round is ``observe() ->
+commit(action)``; ``begin(rows)`` puts new problems into rows that are free.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import Tensor
 from dllm_gym import decoding
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.rewards import Reward, get_reward
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import Task
-from dllm_gym.types import Canvas, Observation, Problem
+from dllm_gym.types import Action, Canvas, Observation, Problem
 
 
 @dataclass
@@ -119,9 +120,10 @@ class Episodes:
         self.reward = get_reward(reward)
         self.alpha = alpha
         self.empty_action = empty_action
-        self.end_tokens = torch.tensor(sorted(self.denoiser.eos_token_ids), device=self.device)
-        self.stop_at_eos = stop_at_eos
-
+        nothing = [torch.zeros(0, dtype=torch.int64, device=self.device)] * num_rows
+        self.session = DecodingSession.blank(
+            self.denoiser, nothing, self.gen_length, self.block_length, stop_at_eos=stop_at_eos
+        )
         self.problems: list[Problem | None] = [None] * num_rows
         self.rngs: list[np.random.Generator | None] = [None] * num_rows
         self.clear()
@@ -130,12 +132,23 @@ class Episodes:
     def clear(self) -> None:
         """End all episodes, unfinished ones without a result."""
         self.active = np.zeros(self.num_rows, dtype=bool)
-        self._prompts = [torch.zeros(0, dtype=torch.int64, device=self.device)] * self.num_rows
-        self.canvas = decoding.blank(self._prompts, self.gen_length, self.denoiser.mask_token_id)
-        self.canvas.masked[:] = False
+        self.session.clear()
         self.observation = self._empty_observation()
-        self.probability = self.observation.entropy
-        self.log_likelihood = torch.zeros(self.num_rows, device=self.device)
+
+    @property
+    def canvas(self) -> Canvas:
+        """The rows as they stand."""
+        return self.session.canvas
+
+    @property
+    def end_tokens(self) -> Tensor:
+        """``[E]`` int64: the tokens that end a completion."""
+        return self.session.end_tokens
+
+    @property
+    def probability(self) -> Tensor:
+        """``[num_rows, L]`` float32: the denoiser's probability of the token it would write, 0 where it writes none."""
+        return torch.where(self.observation.masked, self.observation.probability, 0.0)
 
     def begin(self, rows: Sequence[int], problems: Sequence[int | None] | None = None) -> None:
         """Put problems into rows: by index, or drawn by the row's generator where None."""
@@ -143,18 +156,8 @@ class Episodes:
             index = None if problems is None else problems[i]
             index = int(self.rngs[row].integers(len(self.task))) if index is None else operator.index(index)
             self.problems[row] = self.task[index]
-            self._prompts[row] = self.encode_prompt(self.problems[row])
-            self.active[row] = True
-        rows = torch.as_tensor(rows, device=self.device)
-        self.log_likelihood = self.log_likelihood.index_fill(0, rows, 0.0)
-        prompt, prompt_mask = decoding.pad_left(self._prompts)
-        self.canvas = Canvas(
-            prompt,
-            prompt_mask,
-            self.canvas.tokens.index_fill(0, rows, self.denoiser.mask_token_id),
-            self.canvas.masked.index_fill(0, rows, True),
-            self.canvas.steps.index_fill(0, rows, 0),
-        )
+        self.session.begin(rows, [self.encode_prompt(self.problems[row]) for row in rows])
+        self.active[np.asarray(rows)] = True
 
     def observe(self, rows: np.ndarray | None = None) -> Observation:
         """One denoiser forward for the running rows; the observation of all rows, zeros where none runs.
@@ -167,28 +170,19 @@ class Episodes:
             return self.observation
         whole = bool(rows.all())
         index = slice(None) if whole else torch.as_tensor(np.flatnonzero(rows), device=self.device)
-        canvas = self.canvas[index]
         uniforms = None
         if self.temperature > 0:
             drawn = [self.rngs[row].random(self.gen_length, dtype=np.float32) for row in np.flatnonzero(rows)]
             uniforms = torch.as_tensor(np.stack(drawn), device=self.device)
-        prediction = self.denoiser.predict(canvas, self.confidence_k, self.temperature, uniforms)
-        seen = decoding.observe(canvas, prediction, self.block_length)
-        if whole:
-            self.observation, self.probability = seen, prediction.probability
-        else:
-            self.observation = self.observation.put(index, seen)
-            self.probability = self.probability.index_copy(0, index, prediction.probability)
+        seen, _ = self.session.observe(index, self.confidence_k, self.temperature, uniforms)
+        self.observation = seen if whole else self.observation.put(index, seen)
         return self.observation
 
-    def commit(self, unmask: Tensor) -> list[Finished]:
-        """Unmask a set ``[num_rows, L]`` bool in every running row, and end the episodes that are through."""
+    def commit(self, action: Action) -> list[Finished]:
+        """Act on all rows, of which only the running ones change, and end the episodes that are complete."""
         if self.empty_action == "best":
-            unmask = decoding.with_best(unmask, self.observation)
-        end_tokens = self.end_tokens if self.stop_at_eos else None
-        written = torch.where(unmask & self.observation.eligible, self.probability.log(), 0.0)
-        self.log_likelihood = self.log_likelihood + written.sum(dim=1)
-        self.canvas = decoding.commit(self.canvas, self.observation, unmask, end_tokens, self.denoiser.eos_token_id)
+            action = Action(decoding.with_best(action.unmask, self.observation), action.remask)
+        self.session.commit(self.observation, action)
         done = ~self.canvas.masked.any(dim=1)
         over = torch.stack([done, done | (self.canvas.steps >= self.max_steps)]).cpu().numpy()
         rows = np.flatnonzero(over[1] & self.active)
@@ -256,14 +250,13 @@ class Episodes:
         index = torch.as_tensor(rows, device=self.device)
         ended = self.canvas[index]
         texts = decoding.completions(ended, self.end_tokens)
-        nfe, log_likelihood = ended.steps.tolist(), self.log_likelihood[index].tolist()
+        nfe, log_likelihood = ended.steps.tolist(), decoding.log_likelihood(ended).tolist()
         finished = [
             self.judge(row, self.problems[row], text, *figures, bool(limited[row]))
             for row, text, *figures in zip(rows.tolist(), texts, nfe, log_likelihood, strict=True)
         ]
         self.active[rows] = False
         self.observation = self.observation.put(index, self._empty_observation(ended))
-        self.probability = self.probability.index_fill(0, index, 0.0)
         return finished
 
     def _empty_observation(self, canvas: Canvas | None = None) -> Observation:
@@ -277,6 +270,7 @@ class Episodes:
             masked=canvas.masked,
             eligible=torch.zeros_like(canvas.masked),
             progress=canvas.steps / self.gen_length,
+            probability=canvas.probability,
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dllm_gym.envs.episodes import Episodes
 from dllm_gym.types import Observation
 
-SIGNALS = ("confidence", "entropy", "token")
+SIGNALS = ("confidence", "entropy", "token", "probability")
 
 
 def observation_space(episodes: Episodes, observe: tuple[str, ...]) -> spaces.Dict:
@@ -23,6 +23,7 @@ def observation_space(episodes: Episodes, observe: tuple[str, ...]) -> spaces.Di
         "confidence": spaces.Box(0.0, 1.0, (length, episodes.confidence_k), np.float32),
         "entropy": spaces.Box(0.0, math.ceil(math.log(vocabulary)), (length,), np.float32),
         "token": spaces.Box(0, vocabulary - 1, (length,), np.int64),
+        "probability": spaces.Box(0.0, 1.0, (length,), np.float32),
     }
     unknown = [name for name in observe if name not in signals]
     if unknown or not observe:
@@ -79,6 +80,7 @@ def observation_from_dict(shown: dict[str, Tensor], signals: tuple[str, ...]) ->
         masked=masked,
         eligible=shown["eligible"].bool(),
         progress=shown["progress"][:, 0].float(),
+        probability=shown.get("probability", zeros).float(),
     )
 
 

@@ -13,6 +13,7 @@ from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation
 from dllm_gym.envs.trace import Trace
 from dllm_gym.names import refuse_unknown
 from dllm_gym.tasks.base import Task
+from dllm_gym.types import Action
 
 
 class UnmaskingEnv(gym.Env):
@@ -40,6 +41,7 @@ class UnmaskingEnv(gym.Env):
     | `confidence` | `Box(0, 1, (L, k), float32)` | the denoiser's k highest probabilities, 0 where already unmasked |
     | `entropy` | `Box(0, ceil(log V), (L,), float32)` | entropy in nats, 0 where already unmasked; only if observed |
     | `token` | `Box(0, V - 1, (L,), int64)` | the token that would be, or was, written; only if observed |
+    | `probability` | `Box(0, 1, (L,), float32)` | of that token, when it is or was written; only if observed |
     | `masked` | `MultiBinary(L)` | not yet unmasked |
     | `eligible` | `MultiBinary(L)` | masked and inside the active block: the positions that count as action |
     | `progress` | `Box(0, 1, (1,), float32)` | steps so far / L |
@@ -88,7 +90,7 @@ class UnmaskingEnv(gym.Env):
     | `alpha` | 1.0 | weight of the cost of steps |
     | `empty_action` | "best" | an empty set unmasks the most confident eligible position; "noop" loses a step |
     | `max_steps` | L | then the episode ends with score 0; Gymnasium's `max_episode_steps` is another, and truncates |
-    | `observe` | ("confidence",) | per-position signals in the observation: "confidence", "entropy", "token" |
+    | `observe` | ("confidence",) | per-position signals in the observation, of those above |
     | `stop_at_eos` | True | masked positions after a decoded end of text, all before it decoded, are filled for free |
     | `render_mode` | None | "ansi", "rgb_array" or "human" (prints ansi) |
     | `device`, `dtype` | "auto" | CUDA in bfloat16 where there is one, else CPU in float32 |
@@ -138,7 +140,7 @@ class UnmaskingEnv(gym.Env):
             raise gym.error.ResetNeeded("step() after the end of an episode: call reset() first.")
         unmask = action_to_unmask(action, (self.episodes.gen_length,), self.episodes.device)
         masked = self.episodes.canvas.masked
-        finished = self.episodes.commit(unmask[None])
+        finished = self.episodes.commit(Action.unmasking(unmask[None]))
         require_rewards(finished)
         unmasked = (masked & ~self.episodes.canvas.masked)[0].cpu().numpy()
         if self.trace:

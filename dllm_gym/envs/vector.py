@@ -18,6 +18,7 @@ from dllm_gym.envs.trace import Trace
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.names import refuse_unknown
 from dllm_gym.tasks.base import Task
+from dllm_gym.types import Action
 
 
 class UnmaskingVectorEnv(VectorEnv):
@@ -102,7 +103,7 @@ class UnmaskingVectorEnv(VectorEnv):
         unmask = action_to_unmask(actions, shape, episodes.device)
         waiting = ~episodes.active
         masked = episodes.canvas.masked
-        finished = episodes.commit(unmask)
+        finished = episodes.commit(Action.unmasking(unmask))
         require_rewards(finished)
         unmasked = masked & ~episodes.canvas.masked
         if self.trace:

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm_gym import decoding
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers.heuristics import make_policy
 from dllm_gym.agents.samplers.spec import make_sampler
@@ -38,8 +37,9 @@ from dllm_gym.agents.trainers.run import at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import DTYPES, PretrainedDenoiser, load_denoiser
+from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.eval.benchmarks.timing import median, now
-from dllm_gym.types import Canvas, Score
+from dllm_gym.types import Action, Canvas, Score
 
 SPECIAL = {"mask_token": "<mask>", "eos_token": "<eos>", "pad_token": "<pad>"}
 
@@ -289,13 +289,13 @@ def random_llama(model: ModelConfig, device: torch.device) -> PretrainedDenoiser
 
 def decode(denoiser: Denoiser, prompts: list[Tensor], length: int, steps: int) -> Tensor:
     """Complete prompts at temperature 1, the most confident positions first. Returns tokens ``[B, length]``."""
-    canvas = decoding.blank(prompts, length, denoiser.mask_token_id)
+    session = DecodingSession.blank(denoiser, prompts, length, length, stop_at_eos=False)
     policy = make_policy("confidence", k=math.ceil(length / steps))
-    while canvas.masked.any():
-        uniforms = torch.rand(canvas.tokens.shape, device=canvas.tokens.device)
-        observation = decoding.observe(canvas, denoiser.predict(canvas, temperature=1.0, uniforms=uniforms), length)
-        canvas = decoding.commit(canvas, observation, policy(observation), None, denoiser.eos_token_id)
-    return canvas.tokens
+    while session.canvas.masked.any():
+        uniforms = torch.rand(session.canvas.tokens.shape, device=denoiser.device)
+        observation, _ = session.observe(temperature=1.0, uniforms=uniforms)
+        session.commit(observation, Action.unmasking(policy(observation)))
+    return session.canvas.tokens
 
 
 def plain_score(denoiser: Denoiser, canvas: Canvas, targets: Tensor, scored: Tensor, temperature: float) -> Score:

@@ -1,6 +1,7 @@
 """Decoding and rewards: pure functions, exact values. Canvases are written as text, "_" is a masked position."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from scripted import EOS, MASK, D
 
 from dllm_gym import decoding
 from dllm_gym.rewards import get_reward
-from dllm_gym.types import Canvas, Observation, Prediction
+from dllm_gym.types import Action, Canvas, Observation, Prediction
 
 LETTERS = "abcdE_"  # the scripted vocabulary: E is the end token
 
@@ -16,7 +17,8 @@ LETTERS = "abcdE_"  # the scripted vocabulary: E is the end token
 def canvas_of(*rows: str, steps: int = 0) -> Canvas:
     tokens = torch.tensor([[LETTERS.index(letter) for letter in row] for row in rows])
     prompt = torch.zeros(len(rows), 2, dtype=torch.int64)
-    return Canvas(prompt, prompt >= 0, tokens, tokens == MASK, torch.full((len(rows),), steps))
+    masked, steps = tokens == MASK, torch.full((len(rows),), steps)
+    return Canvas(prompt, prompt >= 0, tokens, masked, torch.zeros_like(masked), torch.zeros(tokens.shape), steps)
 
 
 def text_of(canvas: Canvas) -> list[str]:
@@ -36,9 +38,16 @@ def see(canvas: Canvas, *predicted: str, block_length: int | None = None, confid
     return decoding.observe(canvas, prediction, block_length or token.shape[1])
 
 
-def commit(canvas: Canvas, seen: Observation, unmask: torch.Tensor, ends: set[int] | None = frozenset({EOS})) -> Canvas:
+def commit(
+    canvas: Canvas,
+    seen: Observation,
+    unmask: torch.Tensor,
+    ends: set[int] | None = frozenset({EOS}),
+    remask: torch.Tensor | None = None,
+) -> Canvas:
     end_tokens = None if ends is None else torch.tensor(sorted(ends), dtype=torch.int64)
-    return decoding.commit(canvas, seen, unmask, end_tokens, EOS)
+    action = Action.unmasking(unmask) if remask is None else Action(unmask, remask)
+    return decoding.commit(canvas, seen, action, mask_token_id=MASK, eos_token_id=EOS, eos_token_ids=end_tokens)
 
 
 # Blank canvases
@@ -176,6 +185,50 @@ def test_the_end_fills_later_blocks_too():
     canvas = canvas_of("______")
     assert text_of(commit(canvas, see(canvas, "aEbcbc", block_length=2), bits("110000"))) == ["aEEEEE"]
     assert text_of(commit(canvas, see(canvas, "aEbcbc", block_length=2), bits("010011"))) == ["_E____"]
+
+
+# Taking back
+
+
+def test_a_written_token_is_taken_back_and_written_again():
+    canvas = commit(canvas_of("____"), see(canvas_of("____"), "abcd"), bits("1100"))
+    canvas = commit(canvas, see(canvas, "dddd"), bits("0010"), remask=bits("1001"))
+    assert text_of(canvas) == ["_bd_"], "what is masked already cannot be taken back"
+    canvas = commit(canvas, see(canvas, "cccc"), bits("1001"))
+    assert text_of(canvas) == ["cbdc"] and canvas.steps.tolist() == [3]
+    assert text_of(commit(canvas, see(canvas, "aaaa"), bits("0000"), remask=bits("1111"))) == ["cbdc"], "it is finished"
+
+
+def test_what_was_filled_in_goes_with_the_end_that_is_taken_back():
+    canvas = canvas_of("____")
+    canvas = commit(canvas, see(canvas, "_E__"), bits("0100"))
+    canvas = commit(canvas, see(canvas, "____"), bits("0000"), remask=bits("0100"))
+    assert text_of(canvas) == ["____"]
+    filled = commit(canvas_of("___c"), see(canvas_of("___c"), "aE__"), bits("1100"))
+    assert text_of(filled) == ["aEEc"] and filled.filled.tolist() == bits("0010").tolist()
+
+
+def test_blocks_open_again():
+    canvas = canvas_of("ab__")
+    seen = see(canvas, "cccc", block_length=2)
+    canvas = commit(canvas, seen, bits("0010"), remask=bits("1000"))
+    assert text_of(canvas) == ["_bc_"]
+    assert see(canvas, "dddd", block_length=2).eligible.tolist() == bits("1000").tolist()
+
+
+def test_the_log_likelihood_is_that_of_the_tokens_that_stand():
+    canvas = canvas_of("____")
+
+    def seen(*probability: float) -> Observation:
+        observation = see(canvas, "abEd")
+        observation.probability = torch.where(canvas.masked, torch.tensor([probability]), canvas.probability)
+        return observation
+
+    canvas = commit(canvas, seen(0.5, 0.1, 0.2, 0.3), bits("1000"))
+    canvas = commit(canvas, seen(0.9, 0.25, 0.8, 0.3), bits("0100"), remask=bits("1000"))
+    canvas = commit(canvas, seen(0.75, 0.9, 0.8, 0.3), bits("1010"))
+    assert text_of(canvas) == ["abEE"]
+    assert decoding.log_likelihood(canvas).item() == pytest.approx(math.log(0.25 * 0.75 * 0.8))
 
 
 def naive_commit(row: list, predicted: list, unmask: list, block_length: int) -> list:

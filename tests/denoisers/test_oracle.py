@@ -219,7 +219,8 @@ def followed(denoiser: TabularDenoiser, policy, block_length: int) -> dict[tuple
             final[tuple(tokens)] = final.get(tuple(tokens), 0.0) + mass
             return
         row = torch.tensor([tokens])
-        canvas = Canvas(row[:, :0], row[:, :0] == 0, row, row == mask, torch.tensor([steps]))
+        zeros = torch.zeros(row.shape)
+        canvas = Canvas(row[:, :0], row[:, :0] == 0, row, row == mask, zeros > 0, zeros, torch.tensor([steps]))
         seen = decoding.observe(canvas, denoiser.predict(canvas), block_length)
         seen.token = row
         chosen = [i for i in range(length) if policy(seen)[0, i] and seen.eligible[0, i]]

@@ -21,7 +21,7 @@ def see(confidence, eligible=None, entropy=None) -> Observation:
     eligible = torch.ones(shape, dtype=torch.bool) if eligible is None else torch.tensor(eligible).bool()
     entropy = torch.zeros(shape) if entropy is None else torch.tensor(entropy)
     zeros = torch.zeros(shape, dtype=torch.int64)
-    return Observation(confidence, entropy, zeros, eligible.clone(), eligible, torch.zeros(shape[0]))
+    return Observation(confidence, entropy, zeros, eligible.clone(), eligible, torch.zeros(shape[0]), entropy)
 
 
 def chosen(unmask: torch.Tensor) -> list[list[int]]:
