@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gymnasium as gym
+from tyro.conf import Suppress
 
+from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.names import find
 
 
 @dataclass
-class EnvConfig:
-    """The environment that a sampler is trained in."""
+class EnvConfig(EnvSettings):
+    """The environment: `EnvSettings`, an id and a number of rows."""
 
     id: str = "MaskedDiffusion-GSM8K-v0"
-    """Registered id of a set-of-positions environment."""
-    denoiser: str | None = None
-    """"embedded", "embedded-early", a hub id or a local folder; None: the id's own, which is "embedded" but for the
-    oracle."""
-    dataset: str | None = None
-    """None, "embedded", "hub", a hub id, or a local file; used for training and testing with their splits."""
-    prompt_template: str | None = None
-    """Path of a text file with {question} in it, for real data; None: the task's own prompt."""
-    few_shot: int = 0
-    """Worked examples before every question, for real data."""
-    allow_code_execution: bool = False
-    """Must be True for tasks whose verifier runs the completion."""
-    gen_length: int | None = None
-    """Tokens of a completion; None: the task's."""
-    block_length: int | None = None
-    """None: full diffusion."""
-    temperature: float = 0.0
-    """Of the token choice."""
-    confidence_k: int = 1
-    """Probabilities per position."""
-    reward: str = "multiplicative"
+    """Registered id of an environment whose action is a set of positions."""
+    num_envs: int = field(default=128, kw_only=True)
+    """Number of rows decoded together."""
+    denoiser: str | None = field(default=None, kw_only=True)
+    """"embedded", "embedded-early", a hub id or a folder; None takes the id's own: "embedded", or the oracle."""
+    split: Suppress[str] = field(default="train", kw_only=True)
+    """Chosen by whoever makes the environment."""
+    reward: str = field(default="multiplicative", kw_only=True)
     """"multiplicative" or "additive"."""
-    alpha: float = 1.0
-    """Weight of the cost of steps."""
-    num_envs: int = 128
-    """Rows decoded together."""
-    device: str = "auto"
-    """"auto", "cpu", "cuda"."""
-    dtype: str = "auto"
-    """Of the denoiser: "auto" (float32 on a CPU), "float32", "bfloat16" (2x faster where the CPU has bf16 units)."""
 
     @property
     def denoiser_name(self) -> str:

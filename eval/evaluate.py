@@ -91,13 +91,15 @@ def evaluate_cell(
         "sampler": canonical(config.sampler),
         "policy": type(sampler).__name__,
         "policy_settings": settings_of(sampler),
-        "env": asdict(env) | {"denoiser": env.denoiser_name},
+        "env": env_settings(env),
         **{name: getattr(config, name) for name in ("problems", "samples", "split", "seed", "films")},
         "version": dllm_gym.__version__,
     }
-    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
-    if file and (cell := file.cells.get(key)) and cell.end:
-        return cell
+    key = key_of(request)
+    if file:
+        key = next((known for known in (key, key_of_0_1(request)) if known in file.cells), key)
+        if (cell := file.cells.get(key)) and cell.end:
+            return cell
     denoiser = _denoiser(env.denoiser_name, env.device, env.dtype)
     threads = torch.get_num_threads() if denoiser.device.type == "cpu" else None
     workers = min(threads or 1, env.num_envs)
@@ -169,6 +171,40 @@ def evaluate_cell(
     keep("end", totals)
     cell.sort()
     return cell
+
+
+def env_settings(env: EnvConfig) -> dict:
+    """An environment's settings as a results file keeps them; the split stands beside them."""
+    return {name: value for name, value in asdict(env).items() if name != "split"} | {"denoiser": env.denoiser_name}
+
+
+def key_of(request: dict) -> str:
+    """Twelve hex digits that follow from what is asked for.
+
+    Of the environment only what differs from its default counts, so that a new setting leaves old cells their keys.
+    """
+    default = env_settings(EnvConfig())
+    named = {n: v for n, v in request["env"].items() if n in ("id", "denoiser") or v != default[n]}
+    return _digest(request | {"env": named})
+
+
+def key_of_0_1(request: dict) -> str | None:
+    """The key that version 0.1.0 gave, which hashed all settings of its time; None where others differ from default."""
+    default = env_settings(EnvConfig())
+    if any(v != default[n] for n, v in request["env"].items() if n not in ENV_OF_0_1):
+        return None
+    return _digest(request | {"env": {name: request["env"][name] for name in ENV_OF_0_1}})
+
+
+ENV_OF_0_1 = (
+    *("id", "denoiser", "dataset", "prompt_template", "few_shot", "allow_code_execution", "gen_length"),
+    *("block_length", "temperature", "confidence_k", "reward", "alpha", "num_envs", "device", "dtype"),
+)
+"""Settings of an environment that results files of version 0.1.0 have."""
+
+
+def _digest(request: dict) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _decode(

@@ -15,14 +15,17 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
 from dllm_gym.agents.evaluation import count_reasons
+from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.files import append, held, write_text
 
+NOT_OF_CELLS = ("split", "denoiser", "dataset", "gen_length", "device")
+"""Settings that a cell has elsewhere, or always resolved."""
 PER_SAMPLE = ("correct", "score", "nfe", "reward", "length", "log_likelihood", "completion")
 
 
@@ -33,10 +36,15 @@ class Cell:
     key: str
     """Twelve hex digits that follow from what was asked for."""
     settings: dict
+    """All that the figures depend on; settings of the environment that the file lacks have their defaults."""
     problems: list[dict] = field(default_factory=list)
     """Finished ones, by index."""
     films: list[dict] = field(default_factory=list)
     end: dict | None = None
+
+    def __post_init__(self):
+        missing = {f.name: f.default for f in fields(EnvSettings) if f.name not in NOT_OF_CELLS}
+        self.settings = self.settings | {"env": missing | self.settings.get("env", {})}
 
     def __getattr__(self, name: str) -> np.ndarray:
         """``[N, n]`` arrays of what is kept of each sample: ``cell.correct``, ``cell.nfe``, ..."""

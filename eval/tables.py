@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
 from dllm_gym.agents.evaluation import bootstrap_interval, describe_undecided
 from dllm_gym.agents.terminal import console
+from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.eval.metrics import aup, pass_at_k, summary
 from dllm_gym.eval.results import Cell
 
+DEFAULTS = {f"env.{f.name}": f.default for f in fields(EnvSettings) if f.name not in ("device", "dtype")}
+"""What a table does not mention."""
 NOT_SETTINGS = ("policy", "policy_settings", "films")
 """Of a cell's settings, what follows from the sampler's name or changes no figure."""
 
@@ -39,7 +43,7 @@ def print_cells(cells: Sequence[Cell]) -> None:
     shown = {
         name.removeprefix("env."): value
         for name, value in flat_settings(cells[0]).items()
-        if value is not None and name != "sampler" and name not in differing
+        if value is not None and name != "sampler" and name not in differing and value != DEFAULTS.get(name)
     }
     title = ", ".join(str(shown.pop(name)) for name in ("id", "denoiser") if name in shown)
     title += ", {} {} problems".format(*(shown.pop(name, "") for name in ("problems", "split")))

@@ -47,7 +47,7 @@ def test_a_denoiser_with_a_weight_that_is_no_number(broken, tmp_path, capsys):
         env.reset(seed=0)
     with pytest.raises(FloatingPointError, match=re.escape(said)):
         gym.make_vec(COUNTDOWN, num_envs=2, denoiser=str(folder)).reset(seed=0)
-    episodes = make_env(EnvConfig(COUNTDOWN, str(folder), num_envs=2, temperature=1.0)).unwrapped.episodes
+    episodes = make_env(EnvConfig(COUNTDOWN, denoiser=str(folder), num_envs=2, temperature=1.0)).unwrapped.episodes
     for likelihood in ("trajectory", "elbo"):
         with pytest.raises(FloatingPointError, match=re.escape(said)):
             Metropolis(steps=1, likelihood=likelihood).run(episodes, [0])

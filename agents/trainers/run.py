@@ -53,7 +53,7 @@ class Run:
         _refuse_nan(record)
         if config.resume:
             self.folder = Path(config.resume)
-            stored = read_config(self.folder)
+            stored = _completed(read_config(self.folder), config)
             keys = record.keys() | stored.keys()
             different = sorted(key for key in keys - {"report"} if record.get(key) != stored.get(key))
             if different:
@@ -207,6 +207,17 @@ def _settings(config: Any) -> dict[str, Any]:
     """A config as JSON gives it back, without where the run lies."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume")}
     return json.loads(json.dumps(settings))
+
+
+def _completed(stored: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Stored settings with the defaults of fields that did not exist yet when they were written."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            stored[field.name] = _completed(stored.get(field.name, {}), value)
+        elif field.name not in ("run_dir", "resume") and field.default is not dataclasses.MISSING:
+            stored.setdefault(field.name, json.loads(json.dumps(field.default)))
+    return stored
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import inspect
 
+from dllm_gym.envs.settings import settings_table
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.envs.wrappers import FlatObservation, FormVectorEnv, Position, Threshold, TopK
@@ -19,7 +20,8 @@ SECTIONS = {
 def page() -> str:
     """Markdown; what is not written as a page is quoted as it stands."""
     sections = [f"## {title}\n\n```text\n{inspect.getdoc(kind)}\n```" for title, kind in SECTIONS.items()]
-    return "\n\n".join([f"# The environment\n\n{inspect.getdoc(UnmaskingEnv)}", *sections])
+    whole = inspect.getdoc(UnmaskingEnv).replace("\n\nRaises:", f"\n\n{settings_table()}\n\nRaises:")
+    return "\n\n".join([f"# The environment\n\n{whole}", *sections])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from dllm_gym import decoding
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.denoisers.session import DecodingSession
-from dllm_gym.rewards import Reward, get_reward
+from dllm_gym.envs.settings import EnvSettings
+from dllm_gym.rewards import get_reward
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import Task
 from dllm_gym.types import Action, Canvas, Observation, Problem
@@ -52,77 +53,32 @@ def require_rewards(finished: Iterable[Finished]) -> None:
 class Episodes:
     """A fixed number of rows, each an episode of its own with its own generator.
 
-    The arguments are those of `dllm_gym.envs.unmasking.UnmaskingEnv`, which documents them.
+    Args:
+        task: the name of a task, or a `Task`.
+        num_rows: at least 1.
+        settings: see `EnvSettings`.
     """
 
-    def __init__(
-        self,
-        task: str | Task,
-        num_rows: int,
-        /,
-        *,
-        denoiser: str | Denoiser = "embedded",
-        dataset: str | None = None,
-        split: str = "train",
-        prompt_template: str | None = None,
-        few_shot: int = 0,
-        allow_code_execution: bool = False,
-        gen_length: int | None = None,
-        block_length: int | None = None,
-        temperature: float = 0.0,
-        confidence_k: int = 1,
-        reward: str | Reward = "multiplicative",
-        alpha: float = 1.0,
-        empty_action: str = "best",
-        max_steps: int | None = None,
-        stop_at_eos: bool = True,
-        device: str = "auto",
-        dtype: str = "auto",
-    ):
-        self.denoiser = denoiser if isinstance(denoiser, Denoiser) else load_denoiser(denoiser, device, dtype)
+    def __init__(self, task: str | Task, num_rows: int, settings: EnvSettings):
+        if num_rows < 1:
+            raise ValueError(f"num_envs={num_rows}: must be 1 or more.")
+        given = settings.denoiser
+        self.denoiser = given if isinstance(given, Denoiser) else load_denoiser(given, settings.device, settings.dtype)
         self.device = self.denoiser.device
-        if isinstance(task, Task):
-            if dataset not in (None, task.dataset):
-                raise ValueError(f"dataset={dataset!r}: the Task given has its own, {task.dataset!r}.")
-            for name, value in {"prompt_template": prompt_template, "few_shot": few_shot}.items():
-                if value:
-                    raise ValueError(f"{name}={value!r}: the Task given writes its own prompts, give it to the Task.")
-        else:
-            task = make_task(
-                task,
-                dataset or self.denoiser.default_dataset,
-                split,
-                prompt_template=prompt_template,
-                few_shot=few_shot,
-                allow_code_execution=allow_code_execution,
-            )
-        self.task = task
+        self.task = _make_task(task, settings, self.denoiser)
+        settings = settings.resolved(self.task, self.denoiser)
         self.num_rows = num_rows
-        self.gen_length = task.gen_length if gen_length is None else gen_length
-        self.block_length = self.gen_length if block_length is None else block_length
-        self.max_steps = self.gen_length if max_steps is None else max_steps
-        _require_at_least(1, num_envs=num_rows, gen_length=self.gen_length, max_steps=self.max_steps)
-        if self.block_length < 1 or self.gen_length % self.block_length:
-            divisors = [n for n in range(1, self.gen_length + 1) if self.gen_length % n == 0]
-            raise ValueError(
-                f"block_length={block_length}: must divide gen_length={self.gen_length}, one of {divisors}."
-            )
-        if not 1 <= confidence_k < self.denoiser.vocab_size:
-            raise ValueError(f"confidence_k={confidence_k}: must be 1 to {self.denoiser.vocab_size - 1}.")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature={temperature}: must be 0 (argmax) or more, and finite.")
-        if not math.isfinite(alpha):
-            raise ValueError(f"alpha={alpha}: must be a finite number.")
-        if empty_action not in ("best", "noop"):
-            raise ValueError(f"empty_action={empty_action!r}: must be 'best' or 'noop'.")
-        self.temperature = temperature
-        self.confidence_k = confidence_k
-        self.reward = get_reward(reward)
-        self.alpha = alpha
-        self.empty_action = empty_action
+        self.gen_length: int = settings.gen_length
+        self.block_length: int = settings.block_length
+        self.max_steps: int = settings.max_steps
+        self.temperature = settings.temperature
+        self.confidence_k = settings.confidence_k
+        self.reward = get_reward(settings.reward)
+        self.alpha = settings.alpha
+        self.empty_action = settings.empty_action
         nothing = [torch.zeros(0, dtype=torch.int64, device=self.device)] * num_rows
         self.session = DecodingSession.blank(
-            self.denoiser, nothing, self.gen_length, self.block_length, stop_at_eos=stop_at_eos
+            self.denoiser, nothing, self.gen_length, self.block_length, stop_at_eos=settings.stop_at_eos
         )
         self.problems: list[Problem | None] = [None] * num_rows
         self.rngs: list[np.random.Generator | None] = [None] * num_rows
@@ -274,7 +230,20 @@ class Episodes:
         )
 
 
-def _require_at_least(least: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < least:
-            raise ValueError(f"{name}={value}: must be {least} or more.")
+def _make_task(task: str | Task, settings: EnvSettings, denoiser: Denoiser) -> Task:
+    """The task by name, on the problems that the settings say. Raises ValueError for a `Task` that has its own."""
+    if not isinstance(task, Task):
+        return make_task(
+            task,
+            settings.dataset or denoiser.default_dataset,
+            settings.split,
+            prompt_template=settings.prompt_template,
+            few_shot=settings.few_shot,
+            allow_code_execution=settings.allow_code_execution,
+        )
+    if settings.dataset not in (None, task.dataset):
+        raise ValueError(f"dataset={settings.dataset!r}: the Task given has its own, {task.dataset!r}.")
+    for name in ("prompt_template", "few_shot"):
+        if value := getattr(settings, name):
+            raise ValueError(f"{name}={value!r}: the Task given writes its own prompts, give it to the Task.")
+    return task

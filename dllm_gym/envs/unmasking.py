@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dllm_gym.envs.episodes import Episodes, require_rewards
+from dllm_gym.envs.settings import EnvSettings, takes_settings
 from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
 from dllm_gym.envs.trace import Trace
 from dllm_gym.names import refuse_unknown
@@ -73,27 +74,9 @@ class UnmaskingEnv(gym.Env):
 
     ## Arguments
 
-    | argument | default | meaning |
-    | --- | --- | --- |
-    | `task` | set by the id | the name of a task, "gsm8k" for example, or a `Task` |
-    | `denoiser` | "embedded" | "embedded", "embedded-early", "oracle", a hub id, a folder, or a `Denoiser` (shared) |
-    | `dataset` | None | "embedded" or "hub" (None: as suits the denoiser), a hub id, a local .jsonl, .csv or .parquet |
-    | `split` | "train" | "train" or "test", disjoint; "test" by default for benchmarks with no other |
-    | `prompt_template` | None | path of a text file with `{question}` in it; None: the task's. For real data |
-    | `few_shot` | 0 | worked examples before every question. For real data |
-    | `allow_code_execution` | False | must be True for tasks whose verifier runs the completion |
-    | `gen_length` | the task's | L, tokens of a completion; 256 for real data |
-    | `block_length` | None | blocks are decoded left to right; None = L: full diffusion; else a divisor of L |
-    | `temperature` | 0.0 | of the token choice: 0 is the argmax |
-    | `confidence_k` | 1 | probabilities per position |
-    | `reward` | "multiplicative" | or "additive", or a callable `(score, nfe, L, alpha) -> float` |
-    | `alpha` | 1.0 | weight of the cost of steps |
-    | `empty_action` | "best" | an empty set unmasks the most confident eligible position; "noop" loses a step |
-    | `max_steps` | L | then the episode ends with score 0; Gymnasium's `max_episode_steps` is another, and truncates |
-    | `observe` | ("confidence",) | per-position signals in the observation, of those above |
-    | `stop_at_eos` | True | masked positions after a decoded end of text, all before it decoded, are filled for free |
-    | `render_mode` | None | "ansi", "rgb_array" or "human" (prints ansi) |
-    | `device`, `dtype` | "auto" | CUDA in bfloat16 where there is one, else CPU in float32 |
+    `task`: the name of a task, "gsm8k" for example, or a `Task`; set by the id. `observe`: per-position signals in the
+    observation, of those above. `render_mode`: "ansi", "rgb_array" or "human", which prints ansi. All others are the
+    fields of `dllm_gym.envs.settings.EnvSettings`.
 
     Raises:
         TypeError: an argument that there is not, with the one that is spelt most like it.
@@ -104,6 +87,7 @@ class UnmaskingEnv(gym.Env):
 
     metadata = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": 2}
 
+    @takes_settings
     def __init__(
         self,
         task: str | Task,
@@ -114,8 +98,8 @@ class UnmaskingEnv(gym.Env):
     ):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode={render_mode!r}: must be None or one of {self.metadata['render_modes']}.")
-        refuse_unknown(settings, UnmaskingEnv, Episodes)
-        self.episodes = Episodes(task, 1, **settings)
+        refuse_unknown(settings, UnmaskingEnv)
+        self.episodes = Episodes(task, 1, EnvSettings(**settings))
         self.observe = tuple(observe)
         self.render_mode = render_mode
         self.observation_space = observation_space(self.episodes, self.observe)

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
 from dllm_gym.envs.episodes import Episodes, Finished, require_rewards
+from dllm_gym.envs.settings import EnvSettings, takes_settings
 from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
 from dllm_gym.envs.trace import Trace
 from dllm_gym.envs.unmasking import UnmaskingEnv
@@ -32,8 +33,8 @@ class UnmaskingVectorEnv(VectorEnv):
         num_envs: rows.
         autoreset_mode: "SameStep" (default; the finished episode's observation and info are in
             ``infos["final_obs"]`` and ``infos["final_info"]``), "NextStep", or "Disabled" (reset rows with
-            ``options={"reset_mask": ...}``; rows that are through wait: their actions are ignored, they cost no
-            forward, give reward 0 and stay terminated). TorchRL needs "Disabled": it cannot read infos that are texts.
+            ``options={"reset_mask": ...}``; finished rows stay idle: their actions are ignored, they cost no forward
+            pass, give reward 0 and stay terminated). TorchRL needs "Disabled": it cannot read infos that are texts.
         output: "numpy", or "torch" for tensors on the denoiser's device (observations, rewards, terminations).
         render_mode: None, "ansi" or "rgb_array"; `render` gives a tuple with one frame a row.
 
@@ -43,6 +44,7 @@ class UnmaskingVectorEnv(VectorEnv):
 
     metadata = UnmaskingEnv.metadata | {"render_modes": ["ansi", "rgb_array"]}
 
+    @takes_settings
     def __init__(
         self,
         task: str | Task,
@@ -63,8 +65,8 @@ class UnmaskingVectorEnv(VectorEnv):
             raise ValueError(f"autoreset_mode={autoreset_mode!r}: must be one of {sorted(modes)}.")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = self.metadata | {"autoreset_mode": self.autoreset_mode}
-        refuse_unknown(settings, UnmaskingVectorEnv, Episodes)
-        self.episodes = Episodes(task, num_envs, **settings)
+        refuse_unknown(settings, UnmaskingVectorEnv)
+        self.episodes = Episodes(task, num_envs, EnvSettings(**settings))
         self.num_envs = num_envs
         self.observe = tuple(observe)
         self.output = output

@@ -20,7 +20,6 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from dllm_gym.decoding import best_n, with_best
-from dllm_gym.envs.episodes import Episodes
 from dllm_gym.envs.spaces import flat, flat_space
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -54,7 +53,7 @@ def make_vector_form(task: str | Task, num_envs: int = 1, *, form: str, **settin
 def _form_and_arguments(form: str, settings: dict[str, Any], env: Callable) -> tuple[type[_Form], dict[str, Any]]:
     """A form by name, and its own arguments, taken out of the settings of an environment."""
     kind = FORMS[find(form, FORMS, "form")]
-    refuse_unknown(settings, kind.space, env, Episodes)
+    refuse_unknown(settings, kind.space, env)
     own = inspect.signature(kind.space).parameters.keys() & settings.keys()
     return kind, {name: settings.pop(name) for name in own}
 

@@ -469,5 +469,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
     assert shown.count("What is the capital of") == 3 and "Answer with its name alone.\nureP\n" in shown
     task = names["task"]
     assert task.verify(task[1], " ilaM.") == Verdict(True, 1.0, "ilaM") and not task.verify(task[1], "Mali").correct
-    config = EnvConfig("MaskedDiffusion-Capitals-v0", "GSAI-ML/LLaDA-8B-Instruct", "capitals.jsonl", num_envs=2)
+    config = EnvConfig(
+        "MaskedDiffusion-Capitals-v0", denoiser="GSAI-ML/LLaDA-8B-Instruct", dataset="capitals.jsonl", num_envs=2
+    )
     assert make_env(config).unwrapped.episodes.task[0].prompt.startswith("What is the capital of Peru?")

@@ -1,0 +1,107 @@
+"""The settings of an environment, said once: signatures, checks, the documentation's table and flags come from here."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.names import find
+from dllm_gym.rewards import REWARDS, Reward
+from dllm_gym.tasks.base import Task
+
+
+@dataclass(kw_only=True)
+class EnvSettings:
+    """What an environment is made with, beside its task. To add a setting, add a field here and use it."""
+
+    denoiser: str | Denoiser = "embedded"
+    """"embedded", "embedded-early", "oracle", a hub id, a folder, or a `Denoiser`, which environments may share."""
+    dataset: str | None = None
+    """"embedded", "hub", a hub id, or a local .jsonl, .csv or .parquet file; None takes what suits the denoiser."""
+    split: str = "train"
+    """"train" or "test", which are disjoint. Benchmarks without training problems have "test" as their default."""
+    prompt_template: str | None = None
+    """Path of a text file with {question} in it, for real data; None takes the task's own prompt."""
+    few_shot: int = 0
+    """Number of worked examples before each question, for real data."""
+    allow_code_execution: bool = False
+    """Must be True for tasks whose verifier runs the completion."""
+    gen_length: int | None = None
+    """L, the number of tokens in a completion; None takes the task's, which is 256 for real data."""
+    block_length: int | None = None
+    """Blocks are decoded left to right; must divide L. None means L: full diffusion."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 takes the argmax."""
+    confidence_k: int = 1
+    """k, the number of highest probabilities shown per position."""
+    reward: str | Reward = "multiplicative"
+    """"multiplicative", "additive", or a callable `(score, nfe, L, alpha) -> float`."""
+    alpha: float = 1.0
+    """Weight of the cost of steps in the reward."""
+    empty_action: str = "best"
+    """What an empty set does: "best" unmasks the most confident eligible position; "noop" wastes the step."""
+    max_steps: int | None = None
+    """An episode ends after this many steps, with score 0; None means L. Unlike `max_episode_steps`, no truncation."""
+    stop_at_eos: bool = True
+    """Fill the masked positions after the end of the text at no cost, once everything before it is written."""
+    device: str = "auto"
+    """"auto" (CUDA where there is one), "cpu", "cuda", or a device as torch names it."""
+    dtype: str = "auto"
+    """The denoiser's: "auto" (bfloat16 on CUDA, float32 on a CPU), "float32", "bfloat16" or "float16"."""
+
+    def check(self) -> None:
+        """Refuse values that no task and no denoiser could use. Raises ValueError."""
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: must be 0 (argmax) or more, and finite.")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha={self.alpha}: must be a finite number.")
+        if self.empty_action not in ("best", "noop"):
+            raise ValueError(f"empty_action={self.empty_action!r}: must be 'best' or 'noop'.")
+        if not callable(self.reward):
+            find(self.reward, REWARDS, "reward", ", or a callable (score, nfe, gen_length, alpha) -> float")
+
+    def resolved(self, task: Task, denoiser: Denoiser) -> EnvSettings:
+        """A copy whose lengths are numbers, checked against the task and the denoiser. Raises ValueError."""
+        self.check()
+        length = task.gen_length if self.gen_length is None else self.gen_length
+        block = length if self.block_length is None else self.block_length
+        max_steps = length if self.max_steps is None else self.max_steps
+        for name, value in {"gen_length": length, "max_steps": max_steps}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be 1 or more.")
+        if block < 1 or length % block:
+            divisors = [n for n in range(1, length + 1) if length % n == 0]
+            raise ValueError(f"block_length={block}: must divide gen_length={length}, one of {divisors}.")
+        if not 1 <= self.confidence_k < denoiser.vocab_size:
+            raise ValueError(f"confidence_k={self.confidence_k}: must be 1 to {denoiser.vocab_size - 1}.")
+        return dataclasses.replace(self, gen_length=length, block_length=block, max_steps=max_steps)
+
+
+def takes_settings(init: Callable) -> Callable:
+    """A decorator for an ``__init__`` that collects ``**settings``: its signature names the fields of `EnvSettings`."""
+    signature = inspect.signature(init)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    fields = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in dataclasses.fields(EnvSettings)
+    ]
+    init.__signature__ = signature.replace(parameters=[*own, *fields])
+    return init
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table: name, default, and the string below the field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(EnvSettings))).body[0].body
+    rows = ["| argument | default | meaning |", "| --- | --- | --- |"]
+    for field, doc in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+            text = " ".join(ast.literal_eval(doc.value).split())
+            rows.append(f"| `{field.target.id}` | `{ast.unparse(field.value)}` | {text} |")
+    return "\n".join(rows)
