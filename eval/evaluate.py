@@ -1,38 +1,31 @@
-"""Evaluate a sampler: every setting stated, every problem's result kept, an interrupted evaluation continued.
-
-On a CPU as many threads decode as torch has, each its share of the problems with one thread of torch: for forwards as
-small as these that is faster than all threads on one forward.
-"""
+"""Evaluate a sampler: every setting stated, every problem's result kept, an interrupted evaluation continued."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, fields, replace
-from threading import Event, Lock
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 import dllm_gym
 from dllm_gym.agents.environment import EnvConfig, env_spec, make_env
-from dllm_gym.agents.samplers.metropolis import Chains, Metropolis
-from dllm_gym.agents.samplers.policy import UnmaskingPolicy
-from dllm_gym.agents.samplers.rollout import Policy, collect
-from dllm_gym.agents.samplers.spec import canonical, is_random, make_sampler, reads, reseeded
+from dllm_gym.agents.evaluation import finished, merged
+from dllm_gym.agents.samplers.spec import canonical, is_random, make_sampler
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
-from dllm_gym.envs.episodes import Finished, require_rewards
+from dllm_gym.envs.episodes import Finished
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.eval.film import play
 from dllm_gym.eval.results import PER_SAMPLE, Cell, ResultsFile
 from dllm_gym.names import find
 from dllm_gym.rendering import Frame
 from dllm_gym.rewards import REWARDS
-from dllm_gym.types import Problem, Rollout
+from dllm_gym.types import Problem
 
 
 @dataclass
@@ -66,7 +59,7 @@ class CellConfig:
 def evaluate_cell(
     config: CellConfig, file: ResultsFile | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Cell:
-    """Evaluate what of a cell is not in the file yet, and add it there.
+    """Evaluate the cell's missing problems, and add them to the file.
 
     Args:
         config: ``env.confidence_k`` is raised to what the sampler reads.
@@ -85,12 +78,12 @@ def evaluate_cell(
         config.env,
         id=env_spec(config.env.id).id,
         reward=find(config.env.reward, REWARDS, "env.reward"),
-        confidence_k=max(config.env.confidence_k, reads(sampler)),
+        confidence_k=max(config.env.confidence_k, sampler.confidence_k),
     )
     request = {
         "sampler": canonical(config.sampler),
         "policy": type(sampler).__name__,
-        "policy_settings": settings_of(sampler),
+        "policy_settings": sampler.settings(),
         "env": env_settings(env),
         **{name: getattr(config, name) for name in ("problems", "samples", "split", "seed", "films")},
         "version": dllm_gym.__version__,
@@ -108,7 +101,7 @@ def evaluate_cell(
     episodes = envs[0].episodes
     loaded = {"task": episodes.task, "dataset": None, "prompt_template": None, "few_shot": 0}
     envs += [make_env(rows, config.split, **loaded).unwrapped for _ in range(workers - 1)]
-    if isinstance(sampler, Metropolis):
+    if not sampler.stepwise:
         sampler.check(episodes)
     count = min(config.problems, len(episodes.task))
     used = {"gen_length": episodes.gen_length, "dataset": episodes.task.dataset, "device": str(episodes.device)}
@@ -122,48 +115,30 @@ def evaluate_cell(
 
     known = {record["index"] for record in cell.problems}
     numbers = [n for n in range(count * config.samples) if n // config.samples not in known]
-    done: dict[int, dict[int, Finished]] = {}
-    totals = {"seconds": 0.0, "tokens": 0, "forwards": 0}
-    left, lock, stopped = len(numbers), Lock(), Event()
-
-    def ended(number: int, end: Finished) -> None:
-        nonlocal left
-        if stopped.is_set():
-            raise InterruptedError
-        require_rewards([end])
-        with lock:
-            left -= 1
-            index, sample = divmod(number, config.samples)
-            ends = done.setdefault(index, {})
-            ends[sample] = end
-            totals["tokens"] += end.info["length"]
-            totals["forwards"] += end.info["nfe"]
-            if len(ends) == config.samples:
-                keep("problem", _record(index, episodes.task[index], [ends[i] for i in range(config.samples)]))
-                del done[index]
-            if progress:
-                progress(count * config.samples - left, count * config.samples)
-
     shares = [share for i in range(workers) if (share := numbers[i::workers])]
+    totals: dict = {"seconds": 0.0, "tokens": 0, "forwards": 0}
+    done: dict[int, dict[int, Finished]] = {}
+    chains: list[dict] = []
+    left, start = len(numbers), time.perf_counter()
+    for number, end in merged([partial(_share, config, *work) for work in zip(envs, shares, strict=False)]):
+        left -= 1
+        index, sample = divmod(number, config.samples)
+        ends = done.setdefault(index, {})
+        ends[sample] = end
+        totals["tokens"] += end.info["length"]
+        totals["forwards"] += end.info["nfe"]
+        if "chain" in end.info:
+            chains.append(end.info["chain"])
+        if len(ends) == config.samples:
+            keep("problem", _record(index, episodes.task[index], [ends[i] for i in range(config.samples)]))
+            del done[index]
+        if progress:
+            progress(count * config.samples - left, count * config.samples)
     if numbers:
-        start = time.perf_counter()
-        with ThreadPoolExecutor(len(shares), initializer=lambda: threads and torch.set_num_threads(1)) as pool:
-            jobs = [pool.submit(_decode, config, ended, *work) for work in zip(envs, shares, strict=False)]
-            try:
-                wait(jobs, return_when=FIRST_EXCEPTION)
-            finally:
-                stopped.set()  # after an error of one, or Ctrl-C, the others end with their next completion
-                if threads:
-                    torch.set_num_threads(threads)  # threads of others start with what was set last
         totals["seconds"] = time.perf_counter() - start
-        for error in filter(None, (job.exception() for job in jobs)):
-            if not isinstance(error, InterruptedError):
-                raise error
-        if isinstance(sampler, Metropolis):
-            chains = Chains.cat([job.result() for job in jobs])
-            means = {name: getattr(chains, name).mean(dim=0).tolist() for name in ("acceptance", "log_likelihood")}
-            totals["chain"] = means
-    if not isinstance(sampler, Metropolis):
+    if chains:
+        totals["chain"] = {name: np.mean([chain[name] for chain in chains], axis=0).tolist() for name in chains[0]}
+    if sampler.stepwise:
         for index in range(len(cell.films), min(config.films, count)):
             sampler = make_sampler(config.sampler, config.seed, episodes.device)
             frames, end = play(episodes, sampler, index, [config.seed, index * config.samples])
@@ -171,6 +146,14 @@ def evaluate_cell(
     keep("end", totals)
     cell.sort()
     return cell
+
+
+def _share(config: CellConfig, env: UnmaskingVectorEnv, numbers: list[int]) -> Iterator[tuple[int, Finished]]:
+    """A worker's completions as they end; number n is sample ``n % samples`` of problem ``n // samples``."""
+    problems = [n // config.samples for n in numbers]
+    sampler = make_sampler(config.sampler, config.seed, env.episodes.device).share(numbers[0])
+    for i, end in finished(env, sampler, problems, seed=config.seed, numbers=numbers):
+        yield numbers[i], end
 
 
 def env_settings(env: EnvConfig) -> dict:
@@ -207,20 +190,6 @@ def _digest(request: dict) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _decode(
-    config: CellConfig, ended: Callable[[int, Finished], None], env: UnmaskingVectorEnv, numbers: list[int]
-) -> Rollout | Chains:
-    """A thread's share of the completions; number n is sample ``n % samples`` of problem ``n // samples``."""
-    problems = [n // config.samples for n in numbers]
-    sampler = make_sampler(config.sampler, config.seed, env.episodes.device)
-    seed = config.seed if isinstance(sampler, UnmaskingPolicy) else getattr(sampler, "seed", 0)
-    sampler = reseeded(sampler, int(np.random.SeedSequence([seed, numbers[0]]).generate_state(1)[0]))
-    given = {"numbers": numbers, "ended": lambda i, end: ended(numbers[i], end)}
-    if isinstance(sampler, Metropolis):
-        return sampler.run(env.episodes, problems, **given)
-    return collect(env, sampler, problems, seed=config.seed, explore=False, keep_steps=False, **given)
-
-
 def _record(index: int, problem: Problem, ends: list[Finished]) -> dict:
     """The line of a problem."""
     values = [end.info | {"reward": end.reward} for end in ends]
@@ -239,15 +208,6 @@ def _film(frame: Frame, end: Finished) -> dict:
         "correct": end.info["correct"],
         "nfe": end.info["nfe"],
     }
-
-
-def settings_of(sampler: Policy | Metropolis) -> dict:
-    """A sampler's arguments, or a learned policy's architecture and a digest of its weights."""
-    if isinstance(sampler, UnmaskingPolicy):
-        weights = b"".join(p.numpy().tobytes() for p in sampler.state_dict().values())
-        return asdict(sampler.config) | {"weights": hashlib.sha256(weights).hexdigest()[:12]}
-    settings = {f.name: getattr(sampler, f.name) for f in fields(sampler) if f.init}
-    return settings | ({"approximate": sampler.approximate} if isinstance(sampler, Metropolis) else {})
 
 
 _loaded: dict[tuple[str, str, str], Denoiser] = {}

@@ -14,8 +14,8 @@ import torch
 
 from dllm_gym import rendering
 from dllm_gym.agents.environment import EnvConfig, make_env
-from dllm_gym.agents.samplers.rollout import Policy
-from dllm_gym.agents.samplers.spec import make_stepwise, reads
+from dllm_gym.agents.samplers.base import Sampler
+from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.envs.trace import Trace
 from dllm_gym.eval.command import run
@@ -50,10 +50,10 @@ def draw(config: FilmConfig) -> None:
     """Play the episode and write the picture."""
     if config.output.suffix not in (".png", ".gif"):
         raise ValueError(f"output={str(config.output)!r}: must be a .png or a .gif.")
-    confidences = max(config.env.confidence_k, reads(make_stepwise(config.sampler)))
+    confidences = max(config.env.confidence_k, make_stepwise(config.sampler).confidence_k)
     episodes = make_env(config.env, config.split, num_envs=1, confidence_k=confidences).unwrapped.episodes
-    policy = make_stepwise(config.sampler, config.seed, episodes.device)
-    frames, _ = play(episodes, policy, config.problem, [config.seed, 0])
+    sampler = make_stepwise(config.sampler, config.seed, episodes.device)
+    frames, _ = play(episodes, sampler, config.problem, [config.seed, 0])
     if config.output.suffix == ".gif":
         rendering.save_gif(frames, config.output)
     else:
@@ -63,7 +63,7 @@ def draw(config: FilmConfig) -> None:
     print(f"{frames[-1].prompt}\n{' '.join(frames[-1].tokens)}\n{frames[-1].note}\npicture: {config.output}")
 
 
-def play(episodes: Episodes, policy: Policy, problem: int, seed: list[int]) -> tuple[list[Frame], Finished]:
+def play(episodes: Episodes, sampler: Sampler, problem: int, seed: list[int]) -> tuple[list[Frame], Finished]:
     """One episode in row 0: what it looked like before each step and at its end, and how it ended.
 
     Args:
@@ -80,7 +80,8 @@ def play(episodes: Episodes, policy: Policy, problem: int, seed: list[int]) -> t
     frames = [trace.frame(0)]
     while not finished:
         unmask = torch.zeros_like(observation.masked)
-        unmask[:1] = policy(observation[:1])
+        picks, _ = sampler.choose(observation[:1])
+        unmask[:1] = picks > 0
         finished = episodes.commit(Action.unmasking(unmask))
         trace.step(finished)
         observation = episodes.observe()

@@ -8,7 +8,7 @@ from math import comb, exp
 
 import numpy as np
 
-from dllm_gym.agents.evaluation import bootstrap_interval
+from dllm_gym.agents.evaluation import summarise
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
@@ -72,10 +72,8 @@ def summary(cell) -> dict:
     ``distinct`` texts a sample; ``undecided``, how many verdicts were not reached, by reason;
     ``tokens_per_second`` of response, None where the evaluation has not come to its end.
     """
-    figures: dict = {}
-    for name in ("accuracy", "nfe", "reward"):
-        values = getattr(cell, "correct" if name == "accuracy" else name).mean(axis=1)
-        figures |= {name: float(values.mean()), f"{name}_interval": list(bootstrap_interval(values))}
+    by_problem = {"accuracy": cell.correct, "nfe": cell.nfe, "reward": cell.reward}
+    figures = summarise({name: values.mean(axis=1) for name, values in by_problem.items()})
     samples = cell.correct.shape[1]
     ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
     end = cell.end or {}

@@ -14,7 +14,9 @@ from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.eval.metrics import aup, pass_at_k, summary
 from dllm_gym.eval.results import Cell
 
-DEFAULTS = {f"env.{f.name}": f.default for f in fields(EnvSettings) if f.name not in ("device", "dtype")}
+DEFAULTS = {
+    f"env.{f.name}": f.default for f in fields(EnvSettings) if f.name not in ("denoiser", "dataset", "device", "dtype")
+}
 """What a table does not mention."""
 NOT_SETTINGS = ("policy", "policy_settings", "films")
 """Of a cell's settings, what follows from the sampler's name or changes no figure."""

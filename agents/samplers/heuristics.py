@@ -1,29 +1,59 @@
-"""Samplers that learn nothing, with the interface of a learned policy: ``policy(observation) -> [B, L] bool``.
+"""Samplers that learn nothing.
 
-Every one unmasks at least one eligible position in EACH row that has one; thresholds are decided per row.
+Each unmasks at least one eligible position in every row that has one; thresholds are decided per row.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dllm_gym.agents.samplers.base import seed_of_share, without_log_prob
 from dllm_gym.decoding import best_n, with_best
 from dllm_gym.names import find, hint
 from dllm_gym.types import Observation
 
 
+class Heuristic:
+    """What all of them share; a subclass is a dataclass and gives ``__call__``. See `Sampler` for the attributes."""
+
+    signals: tuple[str, ...] = ("confidence",)
+    confidence_k = 1
+    stepwise = True
+    draws = False
+    ignores_tokens = True
+
+    def __call__(self, observation: Observation) -> Tensor:
+        """The set to unmask, ``[B, L]`` bool."""
+        raise NotImplementedError
+
+    def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
+        return without_log_prob(self(observation))
+
+    def reseeded(self, seed: int) -> Heuristic:
+        return dataclasses.replace(self, seed=seed) if self.draws else self
+
+    def share(self, number: int) -> Heuristic:
+        return self.reseeded(seed_of_share(self.seed, number)) if self.draws else self
+
+    def settings(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+
+
 @dataclass
-class Random:
+class Random(Heuristic):
     """k random positions a step."""
 
     k: int = 1
     seed: int = 0
     signals = ()
+    draws = True
     generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -36,11 +66,10 @@ class Random:
 
 
 @dataclass
-class Confidence:
+class Confidence(Heuristic):
     """The k most confident a step: LLaDA's low-confidence remasking (arXiv 2502.09992); k = L / steps."""
 
     k: int = 1
-    signals = ("confidence",)
 
     def __post_init__(self):
         _positive(self, "k")
@@ -50,11 +79,11 @@ class Confidence:
 
 
 @dataclass
-class Margin:
+class Margin(Heuristic):
     """The k positions with the largest difference between the two best probabilities. Needs confidence_k >= 2."""
 
     k: int = 1
-    signals = ("confidence",)
+    confidence_k = 2
 
     def __post_init__(self):
         _positive(self, "k")
@@ -66,7 +95,7 @@ class Margin:
 
 
 @dataclass
-class Entropy:
+class Entropy(Heuristic):
     """The k positions with the lowest entropy."""
 
     k: int = 1
@@ -80,7 +109,7 @@ class Entropy:
 
 
 @dataclass
-class LeftToRight:
+class LeftToRight(Heuristic):
     """The k leftmost positions."""
 
     k: int = 1
@@ -95,11 +124,10 @@ class LeftToRight:
 
 
 @dataclass
-class Threshold:
+class Threshold(Heuristic):
     """All with confidence above the threshold, at least the best one in each row (Fast-dLLM, arXiv 2505.22618)."""
 
     threshold: float = 0.9
-    signals = ("confidence",)
 
     def __post_init__(self):
         if math.isnan(self.threshold):
@@ -111,11 +139,10 @@ class Threshold:
 
 
 @dataclass
-class Factor:
+class Factor(Heuristic):
     """The n most confident, n the largest with ``(n + 1) * (1 - c_(n)) < factor`` (Fast-dLLM, arXiv 2505.22618)."""
 
     factor: float = 1.0
-    signals = ("confidence",)
 
     def __post_init__(self):
         _positive(self, "factor")
@@ -130,7 +157,7 @@ class Factor:
 
 
 @dataclass
-class EntropyBounded:
+class EntropyBounded(Heuristic):
     """In order of rising entropy, the largest set with ``sum H - max H <= gamma`` (EB-Sampler, arXiv 2505.24857)."""
 
     gamma: float = 0.1
@@ -148,13 +175,13 @@ class EntropyBounded:
 
 
 @dataclass
-class TemperedConfidence:
+class TemperedConfidence(Heuristic):
     """k positions drawn by softmax of log-confidence / temperature, so that samples differ (arXiv 2604.09921)."""
 
     k: int = 1
     temperature: float = 1.0
     seed: int = 0
-    signals = ("confidence",)
+    draws = True
     generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -181,7 +208,7 @@ HEURISTICS = {
 }
 
 
-def make_policy(name: str, **arguments):
+def make_policy(name: str, **arguments) -> Heuristic:
     """A heuristic sampler by name, in any case, for example ``make_policy("threshold", threshold=0.9)``.
 
     Returns:

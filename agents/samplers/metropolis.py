@@ -24,23 +24,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dllm_gym import decoding
+from dllm_gym.agents.samplers.base import Sampler, as_sampler, seed_of_share
 from dllm_gym.agents.samplers.heuristics import HEURISTICS, make_policy
-from dllm_gym.agents.samplers.policy import UnmaskingPolicy
-from dllm_gym.agents.samplers.rollout import Policy
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
 from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.names import find
-from dllm_gym.types import Action, Canvas
+from dllm_gym.types import Action, Canvas, Observation
 
 LIKELIHOODS = ("trajectory", "elbo")
 
@@ -53,7 +53,7 @@ class Metropolis:
     """Exponent of the target, more than 0; 1 is the denoiser's own distribution."""
     steps: int = 8
     """Proposals of a chain after its first state; of every block, where there are blocks."""
-    proposal: str | Policy = "random"
+    proposal: str | Sampler | Callable[[Observation], Tensor] = "random"
     """A heuristic's name, with its defaults, or any sampler."""
     likelihood: str = "trajectory"
     """Of a completion: "trajectory" or "elbo"."""
@@ -61,6 +61,8 @@ class Metropolis:
     """Of the "elbo"; even."""
     seed: int = 0
     """Of tokens, positions, maskings and acceptance."""
+    stepwise = False
+    draws = True
 
     def __post_init__(self):
         if not 0 < self.alpha < math.inf:
@@ -77,7 +79,32 @@ class Metropolis:
     @property
     def approximate(self) -> bool:
         """Whether the target is not quite p^alpha: a noisy "elbo", or a proposal whose likelihood may not be log q."""
-        return self.likelihood == "elbo" or not isinstance(self.proposal, (str, UnmaskingPolicy, *HEURISTICS.values()))
+        return self.likelihood == "elbo" or not self._proposal().ignores_tokens
+
+    @property
+    def confidence_k(self) -> int:
+        """Number of probabilities per position that the proposal reads."""
+        return self._proposal().confidence_k
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """What the proposal reads of an observation."""
+        return self._proposal().signals
+
+    def reseeded(self, seed: int) -> Metropolis:
+        return dataclasses.replace(self, seed=seed)
+
+    def share(self, number: int) -> Metropolis:
+        return self.reseeded(seed_of_share(self.seed, number))
+
+    def settings(self) -> dict[str, Any]:
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+        return own | {"approximate": self.approximate}
+
+    def _proposal(self) -> Sampler:
+        if callable(self.proposal):
+            return as_sampler(self.proposal)
+        return make_policy(self.proposal).reseeded(self.seed)
 
     def check(self, episodes: Episodes) -> None:
         """Refuse episodes that give no chain. Raises ValueError."""
@@ -86,45 +113,50 @@ class Metropolis:
                 f"temperature={episodes.temperature}: proposals at temperature 0 are all the same; give 1.0."
             )
 
-    def run(
-        self,
-        episodes: Episodes,
-        problems: Sequence[int],
-        *,
-        numbers: Sequence[int] | None = None,
-        ended: Callable[[int, Finished], None] | None = None,
-    ) -> Chains:
+    def run(self, episodes: Episodes, problems: Sequence[int]) -> Chains:
         """One chain for each problem index; chains of one problem are independent.
 
         Args:
             episodes: gives task, denoiser, block length, the temperature of the proposals (1, or what comes near
-                p^alpha), and the number of rows decoded together. Their running episodes are left alone.
+                p^alpha), and the number of rows decoded together. Its running episodes are left alone.
             problems: indices into the task, repeated for several samples.
-            numbers: of the chains, from which their draws follow; None: 0, 1, ... For one part of many chains.
-            ended: called with n and the last state as an episode's end, once for each chain.
 
         Raises:
             ValueError: temperature 0; a "trajectory" along which several tokens were written at once.
         """
-        self.check(episodes)
-        policy = self.proposal
-        if not callable(policy):
-            draws = "seed" in HEURISTICS[policy].__dataclass_fields__
-            policy = make_policy(policy, **({"seed": self.seed} if draws else {}))
-        group, parts = max(1, episodes.num_rows // (self.steps + 1)), []
-        for start in range(0, len(problems), group):
-            indices = list(problems[start : start + group])
-            rng = np.random.default_rng([self.seed, start if numbers is None else numbers[start]])
-            chains = self._chains(episodes, policy, indices, rng)
-            texts = decoding.completions(chains.canvas, episodes.end_tokens)
-            figures = zip(texts, chains.nfe.tolist(), chains.log_likelihood[:, -1].tolist(), strict=True)
-            for n, (index, of_chain) in enumerate(zip(indices, figures, strict=True), start):
-                if ended:
-                    ended(n, episodes.judge(n, episodes.task[index], *of_chain))
-            parts.append(chains)
-        return Chains.cat(parts)
+        return Chains.cat([chains for _, chains in self._groups(episodes, problems)])
 
-    def _chains(self, episodes: Episodes, policy: Policy, problems: list[int], rng: np.random.Generator) -> Chains:
+    def play(
+        self, episodes: Episodes, problems: Sequence[int], numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Finished]]:
+        """As `run`: the index n of each chain and its last state as the end of an episode, in the order of the chains.
+
+        ``info["chain"]`` has the ``acceptance`` of its steps and the ``log_likelihood`` after each.
+
+        Args:
+            numbers: of the chains, from which their draws follow; None: 0, 1, ... For one part of many chains.
+        """
+        for start, chains in self._groups(episodes, problems, numbers):
+            texts = decoding.completions(chains.canvas, episodes.end_tokens)
+            acceptance, log_likelihood = chains.acceptance.tolist(), chains.log_likelihood.tolist()
+            for i, (text, nfe) in enumerate(zip(texts, chains.nfe.tolist(), strict=True)):
+                problem = episodes.task[problems[start + i]]
+                end = episodes.judge(start + i, problem, text, nfe, log_likelihood[i][-1])
+                end.info["chain"] = {"acceptance": acceptance[i], "log_likelihood": log_likelihood[i]}
+                yield start + i, end
+
+    def _groups(
+        self, episodes: Episodes, problems: Sequence[int], numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Chains]]:
+        """As many chains at once as there are rows for, with the index of the first."""
+        self.check(episodes)
+        sampler = self._proposal()
+        group = max(1, episodes.num_rows // (self.steps + 1))
+        for start in range(0, len(problems), group):
+            rng = np.random.default_rng([self.seed, start if numbers is None else numbers[start]])
+            yield start, self._chains(episodes, sampler, list(problems[start : start + group]), rng)
+
+    def _chains(self, episodes: Episodes, sampler: Sampler, problems: list[int], rng: np.random.Generator) -> Chains:
         """Several chains at once: all proposals of a block first, then accept or reject one after the other."""
         prompts = [episodes.encode_prompt(episodes.task[index]) for index in problems]
         canvas = decoding.blank(prompts, episodes.gen_length, episodes.denoiser.mask_token_id)
@@ -138,7 +170,7 @@ class Metropolis:
         ends = range(episodes.block_length, episodes.gen_length + 1, episodes.block_length)
         for end in ends:
             start = chains.canvas[torch.arange(count, device=device).repeat_interleave(tries)]
-            proposals = propose(episodes, start, policy, end, rng)
+            proposals = propose(episodes, start, sampler, end, rng)
             nfe = proposals.canvas.steps - start.steps
             if self.likelihood == "elbo":
                 log_p = self._elbo(episodes, proposals.canvas, end, rng)
@@ -217,7 +249,7 @@ class Proposals:
     """``[N]`` float64: the same of the distributions that they were drawn from."""
 
 
-def propose(episodes: Episodes, canvas: Canvas, policy: Policy, end: int, rng: np.random.Generator) -> Proposals:
+def propose(episodes: Episodes, canvas: Canvas, sampler: Sampler, end: int, rng: np.random.Generator) -> Proposals:
     """Decode what is masked before position ``end``, tokens drawn at the episodes' temperature, nothing filled in.
 
     Args:
@@ -231,7 +263,8 @@ def propose(episodes: Episodes, canvas: Canvas, policy: Policy, end: int, rng: n
         shape = (len(rows), canvas.tokens.shape[1])
         uniforms = torch.as_tensor(rng.random(shape, dtype=np.float32), device=rows.device)
         seen, prediction = session.observe(rows, episodes.confidence_k, episodes.temperature, uniforms)
-        written = decoding.with_best(policy(seen), seen) & seen.eligible
+        picks, _ = sampler.choose(seen)
+        written = decoding.with_best(picks > 0, seen) & seen.eligible
         log_p[rows] += torch.where(written, prediction.probability.double().log(), 0.0).sum(dim=1)
         log_q[rows] += torch.where(written, prediction.draw_log_prob.double(), 0.0).sum(dim=1)
         session.commit(seen, Action.unmasking(written), rows)

@@ -8,16 +8,19 @@ from masked positions; attention gates start at 1 instead of 0, since one block 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dllm_gym.agents.samplers.base import seed_of_share, without_log_prob
 from dllm_gym.agents.samplers.distributions import DISTRIBUTIONS
 from dllm_gym.decoding import with_best
 from dllm_gym.files import written
@@ -103,12 +106,16 @@ class UnmaskingPolicy(nn.Module):
     `act` samples as in training; calling the policy gives the set to unmask, never empty where something is eligible:
     the position with the best LOGIT is forced into an empty draw, by the policy.
 
+    It is a `dllm_gym.agents.samplers.base.Sampler`.
+
     Attributes:
-        signals: what it reads of an observation.
         deterministic: take the most likely set (Bernoulli: probability > 0.5) instead of drawing one.
     """
 
     signals = ("confidence",)
+    stepwise = True
+    draws = True
+    ignores_tokens = True
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
@@ -124,6 +131,12 @@ class UnmaskingPolicy(nn.Module):
         nn.init.constant_(self.readout.bias, config.initial_bias)
         self.deterministic = False
         self.generator: torch.Generator | None = None
+        self._seed = 0
+
+    @property
+    def confidence_k(self) -> int:
+        """Number of probabilities per position that it reads."""
+        return self.config.confidence_k
 
     def logits(self, observation: Observation) -> Tensor:
         """One logit per position, ``[B, L]``, divided by the policy's temperature."""
@@ -160,8 +173,23 @@ class UnmaskingPolicy(nn.Module):
             raise FloatingPointError(f"the policy's logits are not finite: {reason}.")
         return logits
 
+    def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
+        return self.act(observation) if explore else without_log_prob(self(observation))
+
+    def reseeded(self, seed: int) -> UnmaskingPolicy:
+        return self.seed(seed)
+
+    def share(self, number: int) -> UnmaskingPolicy:
+        return self.seed(seed_of_share(self._seed, number))
+
+    def settings(self) -> dict[str, Any]:
+        """The architecture and a digest of the weights."""
+        weights = b"".join(p.cpu().numpy().tobytes() for p in self.state_dict().values())
+        return asdict(self.config) | {"weights": hashlib.sha256(weights).hexdigest()[:12]}
+
     def seed(self, seed: int) -> UnmaskingPolicy:
         """Draw from a generator of its own from now on; returns itself."""
+        self._seed = seed
         self.generator = torch.Generator(self.readout.weight.device).manual_seed(seed)
         return self
 

@@ -1,64 +1,79 @@
-"""Playing episodes: `collect` for training and `evaluate` for tables, both on the environment's own rows.
+"""Playing episodes on the environment's own rows.
 
-Finished rows are refilled at once, so every denoiser forward is as full as the problems allow.
+Finished rows are refilled at once, so every denoiser forward pass is as full as the problems allow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dllm_gym.agents.samplers.base import Sampler, as_sampler
 from dllm_gym.envs.episodes import Finished
-from dllm_gym.types import Action, Observation, Rollout
-
-Policy = Callable[[Observation], Tensor]
-"""A sampler: observation of B rows -> the set to unmask, ``[B, L]`` bool."""
+from dllm_gym.types import Action, Observation, Problem, Rollout
 
 
-def collect(
+@dataclass
+class Ended:
+    """One finished episode."""
+
+    number: int
+    """Its place among those that were asked for."""
+    problem: Problem
+    end: Finished
+    tokens: Tensor
+    """``[L]`` int64: the final canvas."""
+
+
+@dataclass
+class StepLog:
+    """The steps of running episodes, in the order in which they are taken."""
+
+    observations: list[Observation] = field(default_factory=list)
+    picks: list[Tensor] = field(default_factory=list)
+    log_probs: list[Tensor] = field(default_factory=list)
+    episodes: list[Tensor] = field(default_factory=list)
+    """The numbers of the episodes that took them."""
+
+
+def play(
     env,
-    policy: Policy,
+    sampler: Sampler | Callable[[Observation], Tensor],
     problems: Sequence[int],
     *,
     seed: int | Sequence[int] = 0,
-    explore: bool = True,
-    keep_steps: bool = True,
+    explore: bool = False,
     numbers: Sequence[int] | None = None,
-    ended: Callable[[int, Finished], None] | None = None,
-) -> Rollout:
-    """Play one episode for each problem index; the n-th entry of the rollout is that of ``problems[n]``.
+    log: StepLog | None = None,
+) -> Iterator[Ended]:
+    """Play one episode for each problem index, and yield them as they end.
 
     Args:
         env: an `UnmaskingVectorEnv` (or a single environment); its rows are taken over, reset it afterwards.
-        policy: a learned policy or a heuristic.
+        sampler: a learned policy, a heuristic, or a function ``Observation -> [B, L] bool``.
         problems: indices into the environment's task, repeated for groups.
         seed: episode n draws its tokens (at temperature > 0) from a generator seeded by (seed, n), whatever the
             number of rows.
+        explore: choose as in training: an empty set stays empty, for the environment to deal with.
         numbers: the n of each episode in its seed; None: 0, 1, ... For one part of many episodes.
-        explore: sample as in training (`act`): an empty set stays empty, for the environment to deal with. Otherwise
-            the policy is called, as at evaluation. Heuristics are always called.
-        keep_steps: keep observations, picks and log-probabilities.
-        ended: called with n and its `Finished` for each episode that has ended, in the order in which they end.
+        log: where the steps are kept.
 
     Raises:
         ValueError: no problems. IndexError: a problem that the task does not have.
     """
     if not len(problems):
         raise ValueError("problems is empty: give the index of at least one problem.")
-    episodes = env.unwrapped.episodes
+    episodes, sampler = env.unwrapped.episodes, as_sampler(sampler)
     # Longest prompts first: rows that are decoded together are padded to the longest of them.
     lengths = {index: len(episodes.encode_prompt(episodes.task[index])) for index in set(problems)}
     queue = sorted(enumerate(problems), key=lambda item: (lengths[item[1]], -item[0]))
     owner = np.full(episodes.num_rows, -1)
-    finished: list = [None] * len(problems)
-    steps: list[tuple[Observation, Tensor, Tensor, Tensor]] = []
-    acts = explore and hasattr(policy, "act")
     episodes.clear()
-    left = len(problems)
-    while left:
+    while queue or episodes.active.any():
         free = np.flatnonzero(~episodes.active)[: len(queue)]
         if len(free):
             taken = [queue.pop() for _ in free]
@@ -70,35 +85,50 @@ def collect(
         observation = episodes.observe()
         rows = torch.as_tensor(np.flatnonzero(episodes.active), device=episodes.device)
         seen = observation[rows]
-        if acts:
-            picks, log_prob = policy.act(seen)
-        else:
-            picks = policy(seen).long()
-            log_prob = torch.zeros(len(picks), device=picks.device)
-        if keep_steps:
-            steps.append((seen, picks, log_prob, torch.as_tensor(owner, device=episodes.device)[rows]))
+        picks, log_prob = sampler.choose(seen, explore)
+        if log:
+            log.observations.append(seen)
+            log.picks.append(picks)
+            log.log_probs.append(log_prob)
+            log.episodes.append(torch.as_tensor(owner, device=episodes.device)[rows])
         unmask = torch.zeros_like(observation.masked).index_copy(0, rows, picks > 0)
         for end in episodes.commit(Action.unmasking(unmask)):
-            n = int(owner[end.row])
-            finished[n] = (episodes.problems[end.row], end, episodes.canvas.tokens[end.row])
-            left -= 1
-            if ended:
-                ended(n, end)
+            yield Ended(int(owner[end.row]), episodes.problems[end.row], end, episodes.canvas.tokens[end.row])
 
-    device = episodes.device
-    ends = [end for _, end, _ in finished]
-    parts = list(zip(*steps, strict=True)) if keep_steps else None
+
+def collect(
+    env,
+    sampler: Sampler | Callable[[Observation], Tensor],
+    problems: Sequence[int],
+    *,
+    seed: int | Sequence[int] = 0,
+    explore: bool = True,
+    keep_steps: bool = True,
+) -> Rollout:
+    """Play one episode for each problem index; the n-th entry of the rollout is that of ``problems[n]``.
+
+    Args:
+        env, sampler, problems, seed, explore: as in `play`.
+        keep_steps: keep observations, picks and log-probabilities.
+
+    Raises:
+        ValueError, IndexError: as `play`.
+    """
+    log = StepLog() if keep_steps else None
+    played = sorted(play(env, sampler, problems, seed=seed, explore=explore, log=log), key=lambda one: one.number)
+    device = env.unwrapped.episodes.device
+    ends = [one.end for one in played]
     return Rollout(
-        problems=[problem for problem, _, _ in finished],
+        problems=[one.problem for one in played],
         completions=[end.info["completion"] for end in ends],
-        tokens=torch.stack([tokens for _, _, tokens in finished]),
+        tokens=torch.stack([one.tokens for one in played]),
         score=torch.tensor([end.info["score"] for end in ends], device=device),
         correct=torch.tensor([end.info["correct"] for end in ends], device=device),
         undecided=[end.info["undecided"] for end in ends],
         nfe=torch.tensor([end.info["nfe"] for end in ends], device=device),
         reward=torch.tensor([end.reward for end in ends], device=device),
-        observation=Observation.cat(parts[0]) if parts else None,
-        picks=torch.cat(parts[1]) if parts else None,
-        log_prob=torch.cat(parts[2]) if parts else None,
-        episode=torch.cat(parts[3]) if parts else None,
+        observation=Observation.cat(log.observations) if log else None,
+        picks=torch.cat(log.picks) if log else None,
+        log_prob=torch.cat(log.log_probs) if log else None,
+        episode=torch.cat(log.episodes) if log else None,
     )

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 from pathlib import Path
 
 import torch
 
-from dllm_gym.agents.samplers.heuristics import HEURISTICS, Margin, make_policy
+from dllm_gym.agents.samplers.base import Sampler
+from dllm_gym.agents.samplers.heuristics import HEURISTICS, make_policy
 from dllm_gym.agents.samplers.metropolis import Metropolis
-from dllm_gym.agents.samplers.policy import UnmaskingPolicy, load_policy
-from dllm_gym.agents.samplers.rollout import Policy
+from dllm_gym.agents.samplers.policy import load_policy
 from dllm_gym.names import find, hint
 
 SAMPLERS = HEURISTICS | {"metropolis": Metropolis}
 
 
-def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Policy | Metropolis:
+def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Sampler | Metropolis:
     """A heuristic's name with arguments (``threshold:threshold=0.9``), or the folder of a trained policy, for a device.
 
-    Also ``metropolis:alpha=4,steps=16``, which decodes whole completions and is no `Policy`.
+    Also ``metropolis:alpha=4,steps=16``, which makes whole completions.
 
     Raises:
         ValueError: neither a heuristic's name nor a policy's folder, or arguments that the heuristic does not take.
@@ -54,10 +53,10 @@ def canonical(text: str) -> str:
     return find(name, SAMPLERS, "sampler", others) + colon + rest
 
 
-def make_stepwise(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Policy:
+def make_stepwise(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Sampler:
     """`make_sampler`, for where a canvas is unmasked step by step. Raises ValueError: for metropolis as well."""
     sampler = make_sampler(text, seed, device)
-    if isinstance(sampler, Metropolis):
+    if not sampler.stepwise:
         raise ValueError(f"sampler={text!r}: proposes whole completions; give one that unmasks step by step.")
     return sampler
 
@@ -70,22 +69,7 @@ def _number(text: str) -> int | float | None:
     return value if isinstance(value, int | float) else None
 
 
-def reseeded(sampler: Policy, seed: int) -> Policy:
-    """The same sampler, what it draws following from ``seed``; one that draws nothing as it is."""
-    if isinstance(sampler, UnmaskingPolicy):
-        return sampler.seed(seed)
-    fields = {field.name for field in dataclasses.fields(sampler)}
-    return dataclasses.replace(sampler, seed=seed) if "seed" in fields else sampler
-
-
 def is_random(text: str) -> bool:
     """Whether a sampler, as text, draws: what it does follows from its seed."""
     kind = SAMPLERS.get(canonical(text).partition(":")[0])
-    return kind is None or "seed" in kind.__dataclass_fields__
-
-
-def reads(sampler: Policy | Metropolis) -> int:
-    """Confidences per position that a sampler needs."""
-    if isinstance(sampler, UnmaskingPolicy):
-        return sampler.config.confidence_k
-    return 2 if isinstance(sampler, Margin) or getattr(sampler, "proposal", None) == "margin" else 1
+    return kind is None or kind.draws

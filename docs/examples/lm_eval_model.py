@@ -18,12 +18,11 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import make_table
 
 from dllm_gym import decoding, load_denoiser, make_task
-from dllm_gym.agents import collect, make_policy
-from dllm_gym.agents.samplers.metropolis import Metropolis
+from dllm_gym.agents import make_policy
+from dllm_gym.agents.evaluation import finished
 from dllm_gym.agents.samplers.spec import make_sampler
 from dllm_gym.decoding.corruption import corrupt, corrupted_canvas
 from dllm_gym.decoding.likelihood import elbo
-from dllm_gym.envs.episodes import Finished
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.tasks.base import Task
 from dllm_gym.types import Problem, Verdict
@@ -116,16 +115,10 @@ class DLLM(LM):
     def decode(self, contexts: list[str], sampler, **settings) -> list[str]:
         texts = [""] * len(contexts)
 
-        def ended(n: int, end: Finished) -> None:
-            texts[n] = end.info["completion"]
-
         rows = min(self.batch_size, len(contexts))
         env = UnmaskingVectorEnv(Contexts(contexts), rows, **self.settings | settings)
-        problems = range(len(contexts))
-        if isinstance(sampler, Metropolis):
-            sampler.run(env.episodes, problems, ended=ended)
-        else:
-            collect(env, sampler, problems, seed=self.seed, explore=False, keep_steps=False, ended=ended)
+        for n, end in finished(env, sampler, range(len(contexts)), seed=self.seed):
+            texts[n] = end.info["completion"]
         return texts
 
     @torch.inference_mode()

@@ -16,7 +16,7 @@ from scripted import MASK, ScriptedDenoiser, ScriptedTask
 
 from dllm_gym import load_denoiser
 from dllm_gym.agents.samplers.heuristics import make_policy
-from dllm_gym.agents.samplers.rollout import collect
+from dllm_gym.agents.samplers.rollout import collect, play
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout
@@ -482,18 +482,17 @@ def test_collect_packs_every_step_with_its_episode(moody):
 
 
 class Acting:
-    """Acts with nothing at first, then with everything; called, it is left to right."""
+    """Explores with nothing at first, then with everything; else it is left to right."""
 
-    def act(self, observation):
+    def choose(self, observation, explore=False):
+        if not explore:
+            return make_policy("left-to-right").choose(observation)
         picks = (observation.eligible & (observation.progress > 0)[:, None]).long()
         return picks, -observation.progress - 1
 
-    def __call__(self, observation):
-        return make_policy("left-to-right")(observation)
-
 
 @pytest.mark.parametrize(("empty_action", "first"), [("noop", 4), ("best", 3)])
-def test_collect_explores_with_act_and_evaluates_with_call(empty_action, first, scripted, task):
+def test_collect_tells_the_sampler_whether_to_explore(empty_action, first, scripted, task):
     env = UnmaskingVectorEnv(task, 2, denoiser=scripted, empty_action=empty_action)
     rollout = collect(env, Acting(), [0, 1, 2])
     assert rollout.nfe.tolist() == [2, 2, 2]
@@ -507,10 +506,10 @@ def test_collect_explores_with_act_and_evaluates_with_call(empty_action, first, 
 def test_collect_fills_its_rows_and_computes_no_others(moody):
     env = UnmaskingVectorEnv(ScriptedTask(), 4, denoiser=moody, max_steps=3)
     moody.calls.clear()
-    ended = {}
-    rollout = collect(env, make_policy("left-to-right", k=2), PROBLEMS, keep_steps=False, ended=ended.__setitem__)
+    rollout = collect(env, make_policy("left-to-right", k=2), PROBLEMS, keep_steps=False)
     assert rollout.observation is rollout.picks is rollout.log_prob is rollout.episode is None
     assert moody.calls == [4, 4, 4, 4, 3, 3] and sum(moody.calls) == rollout.nfe.sum()
+    ended = {one.number: one.end for one in play(env, make_policy("left-to-right", k=2), PROBLEMS)}
     assert sorted(ended) == list(range(11))
     assert [ended[n].info["completion"] for n in range(11)] == rollout.completions
 

@@ -100,15 +100,17 @@ def test_an_interrupted_cell_is_continued_with_the_same_result(sampler, tmp_path
 @pytest.mark.parametrize("first", [0, 1])
 def test_an_error_in_one_thread_ends_the_others(first, tmp_path, monkeypatch):
     """Ctrl-C comes the same way: nobody waits for what the other threads have left."""
-    real, written = evaluate.collect, []
+    real, written = evaluate.finished, []
 
-    def collect(env, sampler, problems, **given):
+    def finished(env, sampler, problems, **given):
         if first in problems:
             raise ValueError("no more")
-        given["ended"] = lambda n, end, ended=given["ended"]: (time.sleep(0.2), written.append(n), ended(n, end))
-        return real(env, sampler, problems, **given)
+        for n, end in real(env, sampler, problems, **given):
+            time.sleep(0.2)
+            written.append(n)
+            yield n, end
 
-    monkeypatch.setattr(evaluate, "collect", collect)
+    monkeypatch.setattr(evaluate, "finished", finished)
     torch.set_num_threads(2)
     try:
         with pytest.raises(ValueError, match="no more"):
@@ -153,7 +155,7 @@ def test_a_finished_cell_is_not_done_again(tmp_path, monkeypatch):
     with ResultsFile(tmp_path / "results.jsonl") as file:
         first = evaluate_cell(CellConfig("threshold", ARGMAX, problems=2), file)
     before = file.path.read_text()
-    monkeypatch.setattr("dllm_gym.eval.evaluate.collect", None)
+    monkeypatch.setattr("dllm_gym.eval.evaluate.finished", None)
     assert evaluate_cell(CellConfig("threshold", ARGMAX, problems=2), ResultsFile(file.path)) == first
     assert file.path.read_text() == before
 

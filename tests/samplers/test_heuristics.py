@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dllm_gym.agents import make_policy
+from dllm_gym.agents.samplers.base import Sampler, as_sampler
 from dllm_gym.agents.samplers.heuristics import HEURISTICS
 from dllm_gym.types import Observation
 
@@ -194,3 +195,19 @@ def test_bad_argument_is_named(name, arguments, parts):
     with pytest.raises(ValueError) as caught:
         make_policy(name, **arguments)
     assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", HEURISTICS)
+def test_heuristics_are_samplers(name):
+    sampler = make_policy(name)
+    assert isinstance(sampler, Sampler) and sampler.stepwise and sampler.ignores_tokens
+    assert sampler.draws == ("seed" in sampler.settings())
+    other = sampler.share(3)
+    assert (other.settings() != sampler.settings()) == sampler.draws
+    assert make_policy(name, **sampler.reseeded(7).settings()).settings() == sampler.reseeded(7).settings()
+
+
+def test_a_plain_function_is_a_sampler():
+    everything = as_sampler(lambda observation: observation.eligible)
+    assert isinstance(everything, Sampler) and not everything.ignores_tokens and everything.share(1) is everything
+    assert as_sampler(everything) is everything

@@ -101,8 +101,8 @@ def test_acceptance_by_hand():
 
 def test_a_chain_reports_what_it_did():
     made = episodes(block_length=2, rows=64)
-    ended = {}
-    chains = Metropolis(alpha=3, steps=5).run(made, [7, 7, 3] * 5, ended=ended.__setitem__)
+    sampler = Metropolis(alpha=3, steps=5)
+    chains, ended = sampler.run(made, [7, 7, 3] * 5), dict(sampler.play(made, [7, 7, 3] * 5))
     assert chains.acceptance.shape == (15, 5) and chains.log_likelihood.shape == (15, 6)
     assert ((chains.acceptance * 2) % 1 == 0).all() and 0 < chains.acceptance.mean() < 1
     assert chains.nfe.tolist() == [6 * 4] * 15  # six proposals of two blocks of two steps
@@ -111,6 +111,7 @@ def test_a_chain_reports_what_it_did():
     assert [info["problem_id"] for info in infos] == [made.task[i].id for i in [7, 7, 3] * 5]
     assert [info["log_likelihood"] for info in infos] == chains.log_likelihood[:, -1].tolist()
     assert all(info["nfe"] == 24 for info in infos)
+    assert [info["chain"]["acceptance"] for info in infos] == chains.acceptance.tolist()
     # The trace is log p of the state: the joint's own, here, whatever the order.
     joint = made.denoiser.joint
     exact = [float(joint[tuple(tokens)].log()) for tokens in chains.canvas.tokens]
@@ -138,8 +139,8 @@ def test_tokens_after_the_end_are_drawn_and_not_filled_in(task):
     """The end token at position 0 does not end the decoding: the target is over whole canvases."""
     denoiser = ScriptedDenoiser([[0.0, 0.0, 0.0, 0.0, 1.0], *[[0.5, 0.5, 0.0, 0.0, 0.0]] * 3])
     env = UnmaskingVectorEnv(task, 8, denoiser=denoiser, temperature=1.0)
-    ended = {}
-    chains = Metropolis(alpha=1, steps=3).run(env.episodes, [0, 1], ended=ended.__setitem__)
+    sampler = Metropolis(alpha=1, steps=3)
+    chains, ended = sampler.run(env.episodes, [0, 1]), dict(sampler.play(env.episodes, [0, 1]))
     assert chains.nfe.tolist() == [16, 16] and ended[0].info["completion"] == "" and ended[0].info["length"] == 1
     assert chains.log_likelihood[:, -1].tolist() == pytest.approx([3 * torch.tensor(0.5).log().item()] * 2)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, describe_undecided, evaluate
-from dllm_gym.agents.samplers.rollout import Policy
-from dllm_gym.agents.samplers.spec import make_stepwise, reads
+from dllm_gym.agents.samplers.base import Sampler
+from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.terminal import console
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
@@ -44,7 +44,7 @@ def compare(
     env: EnvConfig,
     trained: Denoiser,
     algorithm: str,
-    learned: dict[str, Policy] | None = None,
+    learned: dict[str, Sampler] | None = None,
 ) -> dict:
     """The table, on the config's samplers and on ``learned`` ones."""
     before = load_denoiser(env.denoiser_name, trained.device, env.dtype)
@@ -65,10 +65,10 @@ def compare(
 
 
 def evaluate_denoiser(
-    denoiser: Denoiser, samplers: dict[str, Policy], problems: int, env: EnvConfig
+    denoiser: Denoiser, samplers: dict[str, Sampler], problems: int, env: EnvConfig
 ) -> dict[str, Evaluation]:
     """Each sampler on the first problems of the test split, tokens the argmax."""
-    confidence_k = max(env.confidence_k, *map(reads, samplers.values()))
+    confidence_k = max(env.confidence_k, *(sampler.confidence_k for sampler in samplers.values()))
     made = make_env(replace(env, denoiser=denoiser, temperature=0.0, confidence_k=confidence_k), "test")
     indices = range(min(problems, len(made.episodes.task)))
     return {text: evaluate(made, sampler, indices) for text, sampler in samplers.items()}

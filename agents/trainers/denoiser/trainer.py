@@ -28,8 +28,9 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from dllm_gym.agents.environment import EnvConfig, make_env
-from dllm_gym.agents.samplers.rollout import Policy, collect
-from dllm_gym.agents.samplers.spec import make_stepwise, reads, reseeded
+from dllm_gym.agents.samplers.base import Sampler
+from dllm_gym.agents.samplers.rollout import collect
+from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.denoiser.comparison import report
 from dllm_gym.agents.trainers.denoiser.learner import Learner
@@ -54,7 +55,9 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     accelerator = make_accelerator(config)
     denoiser = load_trainable(config.env, accelerator.device)
     sampler = make_stepwise(config.sampler, device=accelerator.device)
-    env = make_env(replace(config.env, denoiser=denoiser), confidence_k=max(config.env.confidence_k, reads(sampler)))
+    env = make_env(
+        replace(config.env, denoiser=denoiser), confidence_k=max(config.env.confidence_k, sampler.confidence_k)
+    )
     check_masking(config, env)
     learner = Learner(denoiser, config, loss, accelerator)
     run = Run(algorithm, config, main=accelerator.is_main_process)
@@ -86,7 +89,7 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
 
 
 def improve(
-    learner: Learner, env: UnmaskingVectorEnv, sampler: Policy, iteration: int
+    learner: Learner, env: UnmaskingVectorEnv, sampler: Sampler, iteration: int
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: sample, score, update. Returns the metrics and the indices of the problems."""
     config, accelerator, since = learner.config, learner.accelerator, time.perf_counter()
@@ -96,7 +99,7 @@ def improve(
     rng = np.random.default_rng([config.seed, iteration, rank])
     token_seed, sampler_seed, mask_seed = (int(n) for n in rng.integers(2**32, size=3))
     own = np.repeat(problems[rank::processes], config.group)
-    rollout = collect(env, reseeded(sampler, sampler_seed), own, seed=token_seed, explore=False)
+    rollout = collect(env, sampler.reseeded(sampler_seed), own, seed=token_seed, explore=False)
     sampled = time.perf_counter()
 
     valid = rollout.reward.isfinite()

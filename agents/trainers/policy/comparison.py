@@ -9,9 +9,9 @@ import numpy as np
 
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, describe_undecided, evaluate
+from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.heuristics import make_policy
 from dllm_gym.agents.samplers.policy import UnmaskingPolicy
-from dllm_gym.agents.samplers.rollout import Policy
 from dllm_gym.agents.terminal import console
 from dllm_gym.files import written
 
@@ -63,7 +63,7 @@ def report(folder: Path, config: ReportConfig, env_config: EnvConfig, learned: d
 
     env = make_env(env_config, "test", **wide)
     problems = range(min(config.problems, len(env.episodes.task)))
-    samplers: dict[str, Policy] = dict(learned)
+    samplers: dict[str, Sampler] = dict(learned)
     for threshold in config.thresholds:
         samplers[f"threshold {threshold:g}"] = make_policy("threshold", threshold=threshold)
     for name, settings in HEURISTIC_SETTINGS if config.heuristics else ():

@@ -1,0 +1,100 @@
+"""What a sampler is, and how a plain function becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dllm_gym.types import Observation
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Chooses the positions to unmask, one step after the other.
+
+    Heuristics, learned policies and `as_sampler` of a plain function are samplers. Metropolis-Hastings has the same
+    attributes but makes whole completions: its ``stepwise`` is False, and it has `play` in place of `choose`.
+    """
+
+    signals: tuple[str, ...]
+    """What it reads of an observation."""
+    confidence_k: int
+    """Number of probabilities per position that it reads."""
+    stepwise: bool
+    """Whether it chooses step by step; if not, it makes whole completions."""
+    draws: bool
+    """Whether it draws random numbers, so that what it does follows from its seed."""
+    ignores_tokens: bool
+    """Whether its choice never depends on the tokens that were drawn for positions that stay masked."""
+
+    def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
+        """Choose for B rows.
+
+        Args:
+            observation: of B rows.
+            explore: choose as in training, where a set may be empty; else at least one eligible position is picked.
+
+        Returns:
+            ``picks`` ``[B, L]`` int64, 0 where not picked and n for the n-th pick, and their log-probability ``[B]``,
+            0 if the sampler has none.
+        """
+        ...
+
+    def reseeded(self, seed: int) -> Sampler:
+        """The same sampler, drawing from another seed; itself where it draws nothing."""
+        ...
+
+    def share(self, number: int) -> Sampler:
+        """The same sampler for one of several workers, whose draws do not repeat those of the others."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """All that its choices follow from, as JSON."""
+        ...
+
+
+@dataclass
+class PlainSampler:
+    """A function ``Observation -> [B, L] bool`` as a `Sampler`; see `as_sampler`."""
+
+    function: Callable[[Observation], Tensor]
+    signals = ()
+    confidence_k = 1
+    stepwise = True
+    draws = False
+    ignores_tokens = False
+
+    def __call__(self, observation: Observation) -> Tensor:
+        return self.function(observation)
+
+    def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
+        return without_log_prob(self.function(observation))
+
+    def reseeded(self, seed: int) -> PlainSampler:
+        return self
+
+    def share(self, number: int) -> PlainSampler:
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        return {"function": getattr(self.function, "__qualname__", type(self.function).__name__)}
+
+
+def as_sampler(sampler: Sampler | Callable[[Observation], Tensor]) -> Sampler:
+    """A sampler as it is, or a plain function ``Observation -> [B, L] bool`` wrapped into one."""
+    return sampler if hasattr(sampler, "choose") else PlainSampler(sampler)
+
+
+def without_log_prob(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What `Sampler.choose` returns for a set ``[B, L]`` bool whose probability is not known."""
+    return positions.long(), torch.zeros(len(positions), device=positions.device)
+
+
+def seed_of_share(seed: int, number: int) -> int:
+    """A seed that follows from a sampler's own and the number of a worker's first completion."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
