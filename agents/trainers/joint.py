@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dllm_gym.agents.environment import EnvConfig, make_env
-from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.denoiser import load_objective, trainer
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
 from dllm_gym.agents.trainers.denoiser.learner import Learner
@@ -90,32 +89,16 @@ def train(config: JointConfig) -> Path:
     policy = make_policy_network(policy_config.policy, config.seed, accelerator.device)
     optimizer = grpo.make_optimizer(policy, policy_config)
     learner = Learner(denoiser, denoiser_config, load_objective(config.objective)[1], accelerator)
-    run = Run("joint", config)
+    run = Run("joint", config, totals=("seconds",))
     order = phases(config)
-    start, seconds = 0, 0.0
-    if restored := run.load():
-        start, state = restored
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        learner.load_state_dict(state["learner"])
-        seconds = state["seconds"]
-
-    with run, progress_bar(len(order), start) as bar:
-        for step in range(start, len(order)):
+    with run:
+        for step in run.steps(len(order), {"policy": policy, "optimizer": optimizer, "learner": learner}):
             kind, iteration = order[step]
             if kind == "sampler":
                 metrics, problems = grpo.improve(sampler_env, policy, optimizer, policy_config, iteration)
             else:
                 metrics, problems = trainer.improve(learner, denoiser_env, policy, iteration)
-            seconds += metrics["seconds"]
-            done = step + 1
-            run.log(done, {f"{kind}/{name}": v for name, v in metrics.items()} | {"seconds": seconds}, problems)
-            bar(done, metrics)
-            if done % config.checkpoint_every == 0 or done == len(order) or run.stop_requested:
-                state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-                run.save(done, state | {"learner": learner.state_dict(), "seconds": seconds})
-            if run.stop_requested:
-                return run.folder
+            run.record(metrics, problems, prefix=f"{kind}/")
         policy.save(run.folder / "policy", trained_in=vars(policy_config.env))
         denoiser.save(run.folder / "denoiser")
         summary = {}

@@ -13,7 +13,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dllm_gym.agents.terminal import progress_bar
+from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.files import append, held, remove_unfinished, write_text, written
 
 KEPT = 2
@@ -39,16 +41,26 @@ class Run:
         algorithm: the subcommand that trains.
         config: a dataclass instance. Its ``run_dir`` says where (None: ``runs/<algorithm>-<date>-<time>``), its
             ``resume`` names the folder to continue.
-        main: False in the other processes of a distributed run, which write nothing.
+        processes: of the training; only the main one writes. None: this one alone.
+        totals: metrics of a step that add up over the run; their sums are logged in their place.
 
     Raises:
         ValueError: ``resume`` names a run of another algorithm or config, or one without a readable checkpoint.
         FileExistsError: ``run_dir`` holds a run already.
     """
 
-    def __init__(self, algorithm: str, config: Any, main: bool = True):
+    def __init__(
+        self,
+        algorithm: str,
+        config: Any,
+        processes: Processes | None = None,
+        totals: Sequence[str] = ("forwards", "seconds"),
+    ):
         self.config = config
-        self.main = main
+        self.processes = processes or Processes()
+        self.main = main = self.processes.main
+        self.totals: dict[str, float] = dict.fromkeys(totals, 0)
+        self._step, self._bar, self._writer = 0, None, None
         record = {"algorithm": algorithm} | _settings(config)
         _refuse_nan(record)
         if config.resume:
@@ -75,30 +87,83 @@ class Run:
         self._signal, self._asked = signal.SIGTERM, math.inf
 
     def __enter__(self) -> Run:
-        if self.main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self.folder)
         self._signals = handled(self._request_stop, signal.SIGTERM, signal.SIGINT)
         self._signals.__enter__()
         return self
 
     def __exit__(self, kind, *_) -> None:
         self._signals.__exit__(None, None, None)
-        if self.main:
+        if self._writer:
             with suppress(OSError) if kind else nullcontext():  # a full disk has been said already
                 self._writer.close()
         self._held.close()
         if kind is None and self.stop_requested:
-            if self.main:
-                print(f"stopped; continue with --resume {self.folder}")
-            raise SystemExit(128 + self._signal)
+            raise self._stopped()
+
+    def _stopped(self) -> SystemExit:
+        if self.main:
+            print(f"stopped; continue with --resume {self.folder}")
+        return SystemExit(128 + self._signal)
 
     def _request_stop(self, number, _frame) -> None:
         now = time.monotonic()
         if number == signal.SIGINT and now - self._asked > PATIENCE:  # asked again: does not want to wait
             raise KeyboardInterrupt
         self.stop_requested, self._signal, self._asked = True, number, min(self._asked, now)
+
+    def steps(
+        self,
+        total: int,
+        parts: dict[str, Any],
+        *,
+        show: bool = True,
+        saved: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[int]:
+        """Yield the numbers of the steps that are left to do, from 0; call `record` in each.
+
+        A resumed run begins after its newest checkpoint. After a step, a checkpoint is written if one is due; if a
+        process was asked to stop, all of them do, by SystemExit.
+
+        Args:
+            total: steps of the whole run.
+            parts: what a checkpoint holds: objects with ``state_dict`` and ``load_state_dict``, or lists of them.
+            show: a progress bar.
+            saved: called with the number of steps done, beside each checkpoint, in the main process.
+        """
+        start = self.restore(parts)
+        with progress_bar(total, start, show=show and self.main) as self._bar:
+            for step in range(start, total):
+                self._step = step
+                yield step
+                done = step + 1
+                self.stop_requested = self.processes.any(self.stop_requested)
+                if done % self.config.checkpoint_every == 0 or done == total or self.stop_requested:
+                    if self.main:
+                        saved(done)
+                    self.save(done, _states(parts) | {"totals": self.totals})
+                if self.stop_requested:
+                    self.processes.wait()  # where one process ends, a launcher soon kills the others
+                    raise self._stopped()
+
+    def record(self, metrics: dict[str, float], problems: Sequence[int] = (), prefix: str = "") -> None:
+        """Log the metrics of a step, names after ``prefix``, with the totals so far, and show them on the bar."""
+        self.totals = {name: total + metrics[name] for name, total in self.totals.items()}
+        named = {f"{prefix}{name}": value for name, value in metrics.items()}
+        self.log(self._step + 1, named | self.totals, problems)
+        self._bar(self._step + 1, metrics)
+
+    def restore(self, parts: dict[str, Any]) -> int:
+        """Load the newest checkpoint of a resumed run into its parts. Returns the steps that are done: 0 if fresh."""
+        loaded = self.load()
+        if loaded is None:
+            return 0
+        done, state = loaded
+        for name, part in parts.items():
+            for one, its in zip(part, state[name], strict=True) if isinstance(part, list) else [(part, state[name])]:
+                one.load_state_dict(its)
+        sums = state.get("totals", state)  # version 0.1.0 had some of them beside the parts
+        self.totals = {name: sums[name] for name in self.totals}
+        return done
 
     def log(self, step: int, metrics: dict[str, float], problems: Sequence[int] = ()) -> None:
         """Write metrics to TensorBoard and metrics.jsonl.
@@ -108,6 +173,10 @@ class Run:
         """
         if self.main:
             append(self.folder / "metrics.jsonl", json.dumps({"step": step} | metrics))
+            if self._writer is None:  # a checkpoint that cannot be read leaves the folder as it was
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(self.folder)
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -207,6 +276,13 @@ def _settings(config: Any) -> dict[str, Any]:
     """A config as JSON gives it back, without where the run lies."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume")}
     return json.loads(json.dumps(settings))
+
+
+def _states(parts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [one.state_dict() for one in part] if isinstance(part, list) else part.state_dict()
+        for name, part in parts.items()
+    }
 
 
 def _completed(stored: dict[str, Any], config: Any) -> dict[str, Any]:

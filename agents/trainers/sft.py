@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.processes import Processes, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.files import written
@@ -136,7 +136,7 @@ def train(config: SFTConfig) -> Path:
     """
     at_least_one(config, "steps", "log_every", "checkpoint_every")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    device, main = accelerator.device, accelerator.is_main_process
+    device, processes = accelerator.device, Processes(accelerator)
     tasks = {name: make_task(name) for name in config.batch}
     tokenizer = build_tokenizer(list(tasks.values()))
     with seeded(config.seed):
@@ -150,22 +150,20 @@ def train(config: SFTConfig) -> Path:
         torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
         torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.99), weight_decay=0.0),
     ]
-    start = 0
-    run = Run("sft", config, main=main)
-    if restored := run.load():
-        start, state = restored
-        master.load_state_dict(state["master"])
-        average.load_state_dict(state["average"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+    run = Run("sft", config, processes, totals=())
 
     losses, since = [], time.time()
     examples = sum(config.batch.values())
     sizes = [p.numel() for p in master.parameters()]
+    parts = {"master": master, "average": average, "optimizers": optimizers}
+
+    def saved(done: int) -> None:
+        save_denoiser(average, tokenizer, run.folder / f"denoiser-{done:06d}")
+
     with run:
-        for step in range(start, config.steps):
+        for step in run.steps(config.steps, parts, show=False, saved=saved):
             # Everything drawn in a step follows from (seed, process, step), so a resumed run needs no generator state.
-            rng = np.random.default_rng([config.seed, accelerator.process_index, step])
+            rng = np.random.default_rng([config.seed, processes.rank, step])
             rate = _schedule(step, config)
             for optimizer, base in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
                 optimizer.param_groups[0]["lr"] = base * rate
@@ -185,8 +183,7 @@ def train(config: SFTConfig) -> Path:
                 row[f"loss/{name}"] = metrics["loss"].item()
             losses.append(row)
             gradient = torch.cat([p.grad.flatten().float() for p in worker.parameters()])
-            gradient = accelerator.reduce(gradient, reduction="mean")
-            for p, part in zip(master.parameters(), gradient.split(sizes), strict=True):
+            for p, part in zip(master.parameters(), processes.mean(gradient).split(sizes), strict=True):
                 p.grad = part.view_as(p)
             worker.zero_grad()
             for optimizer in optimizers:
@@ -196,22 +193,14 @@ def train(config: SFTConfig) -> Path:
                 decay = min(config.ema, done / (done + 10))
                 torch._foreach_lerp_(list(average.parameters()), list(master.parameters()), 1 - decay)
 
-            if main and (done % config.log_every == 0 or done == config.steps):
+            if run.main and (done % config.log_every == 0 or done == config.steps):
                 means = {name: float(np.mean([row[name] for row in losses])) for name in row}
-                speed = examples * accelerator.num_processes * len(losses) / (time.time() - since)
+                speed = examples * processes.count * len(losses) / (time.time() - since)
                 run.log(done, means | {"learning_rate": config.muon_lr * rate, "examples_per_second": speed})
                 shown = " ".join(f"{name} {value:.3f}" for name, value in means.items())
                 print(f"step {done}/{config.steps} {shown} {speed:.0f}/s", flush=True)
                 losses, since = [], time.time()
-            asked = torch.tensor(float(run.stop_requested), device=device)
-            stop = run.stop_requested = bool(accelerator.reduce(asked) > 0)  # one process stops: all do
-            if main and (done % config.checkpoint_every == 0 or done == config.steps or stop):
-                save_denoiser(average, tokenizer, run.folder / f"denoiser-{done:06d}")
-                state = {"master": master.state_dict(), "average": average.state_dict()}
-                run.save(done, state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]})
-            if stop:
-                return run.folder
-        if main:
+        if run.main:
             save_denoiser(average, tokenizer, run.folder / "denoiser")
             run.finish({"steps": config.steps, "denoiser": "denoiser"})
             print(f"denoiser: {run.folder / 'denoiser'}")

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dllm_gym.agents.trainers.denoiser.objective import Batch, LoRAConfig, Loss, TrainerConfig
+from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding import pad_left
 from dllm_gym.decoding.corruption import Corruption, completion_mask, corrupt, corrupted_canvas
@@ -40,6 +41,7 @@ class Learner:
 
     def __init__(self, denoiser: Denoiser, config: TrainerConfig, loss: Loss, accelerator: Accelerator):
         self.denoiser, self.config, self.loss, self.accelerator = denoiser, config, loss, accelerator
+        self.processes = Processes(accelerator)
         self.end_tokens = torch.tensor(sorted(denoiser.eos_token_ids), device=denoiser.device)
         reference = denoiser
         if config.lora.rank:
@@ -99,7 +101,7 @@ class Learner:
         maskings = [self._corrupt(completion, prompt_mask, generator) for _ in range(config.inner_iterations)]
         learned = (weight > 0) & config.learns_from(advantage)
         weight = weight * learned
-        # One stays where nothing is learned: every process takes part in the others' gradients.
+        # Keep one completion where nothing is learned, so that every process joins the all-reduce.
         chunks = (learned.nonzero()[:, 0] if learned.any() else learned.new_zeros(1).long()).split(config.microbatch)
 
         def score(module, corruption: Corruption, rows: Tensor) -> Score:
@@ -144,14 +146,14 @@ class Learner:
                         ),
                         config,
                     )
-                    accelerator.backward(loss * accelerator.num_processes)  # the processes' gradients are averaged
+                    accelerator.backward(loss * self.processes.count)  # the processes' gradients are averaged
                 for name, value in ({"loss": loss} | metrics).items():
                     totals[name] = totals.get(name, 0.0) + value.detach() / config.inner_iterations
             norm = self._step()
         self.denoiser.model.eval()
         scored = maskings[0][chunks[0]].scored
         change = frozen(unwrapped, maskings[0], chunks[0]).log_prob - before.log_prob
-        step_kl = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / accelerator.num_processes
+        step_kl = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / self.processes.count
         sums = {"loss": totals.pop("loss"), "step_kl": step_kl, "learned_from": weight.sum()}
         return self._reduce(sums, totals, weight.sum()) | {"gradient_norm": float(norm)}
 
@@ -170,9 +172,8 @@ class Learner:
 
     def _reduce(self, sums: dict[str, Tensor], weighted: dict[str, Tensor], weight: Tensor) -> dict[str, float]:
         """Over processes: sums, and of the objective's weighted sums the means over what was learned from."""
-        values = torch.stack([weight, *sums.values(), *weighted.values()])
-        total, *values = self.accelerator.reduce(values, reduction="sum").tolist()
-        metrics = dict(zip([*sums, *weighted], values, strict=True))
+        metrics = self.processes.sum({"weight": weight} | sums | weighted)
+        total = metrics.pop("weight")
         return metrics | {name: metrics[name] / (total or 1.0) for name in weighted}
 
     def _without_adapters(self):

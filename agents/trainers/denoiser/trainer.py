@@ -31,7 +31,6 @@ from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.samplers.spec import make_stepwise
-from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.denoiser.comparison import report
 from dllm_gym.agents.trainers.denoiser.learner import Learner
 from dllm_gym.agents.trainers.denoiser.objective import Loss, TrainerConfig
@@ -60,28 +59,12 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     )
     check_masking(config, env)
     learner = Learner(denoiser, config, loss, accelerator)
-    run = Run(algorithm, config, main=accelerator.is_main_process)
-    start, totals = 0, {"forwards": 0, "seconds": 0.0}
-    if restored := run.load():
-        start, state = restored
-        learner.load_state_dict(state["learner"])
-        totals = state["totals"]
-
-    with run, progress_bar(config.iterations, start, show=accelerator.is_main_process) as bar:
-        for iteration in range(start, config.iterations):
+    run = Run(algorithm, config, learner.processes)
+    with run:
+        for iteration in run.steps(config.iterations, {"learner": learner}):
             metrics, problems = improve(learner, env, sampler, iteration)
-            totals = {name: total + metrics[name] for name, total in totals.items()}
-            done = iteration + 1
-            run.log(done, metrics | totals, problems)
-            bar(done, metrics)
-            asked = torch.tensor(float(run.stop_requested), device=accelerator.device)
-            stop = run.stop_requested = bool(accelerator.reduce(asked) > 0)  # one process stops: all do
-            if done % config.checkpoint_every == 0 or done == config.iterations or stop:
-                run.save(done, {"learner": learner.state_dict(), "totals": totals})
-            if stop:
-                accelerator.wait_for_everyone()  # where one process ends, a launcher soon kills the others
-                return run.folder
-        if accelerator.is_main_process:
+            run.record(metrics, problems)
+        if run.main:
             denoiser.save(run.folder / "denoiser")
             # The others are done: waiting for a long comparison, they would run into the backend's timeout.
             run.finish(report(run.folder, config.report, config.env, denoiser, algorithm))
@@ -92,13 +75,13 @@ def improve(
     learner: Learner, env: UnmaskingVectorEnv, sampler: Sampler, iteration: int
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: sample, score, update. Returns the metrics and the indices of the problems."""
-    config, accelerator, since = learner.config, learner.accelerator, time.perf_counter()
-    rank, processes = accelerator.process_index, accelerator.num_processes
+    config, processes, since = learner.config, learner.processes, time.perf_counter()
+    device = learner.denoiser.device
     # Everything drawn follows from (seed, iteration, process), so a resumed run needs no generator state.
     problems = np.random.default_rng([config.seed, iteration]).integers(len(env.episodes.task), size=config.problems)
-    rng = np.random.default_rng([config.seed, iteration, rank])
+    rng = processes.rng(config.seed, iteration)
     token_seed, sampler_seed, mask_seed = (int(n) for n in rng.integers(2**32, size=3))
-    own = np.repeat(problems[rank::processes], config.group)
+    own = np.repeat(processes.own(problems), config.group)
     rollout = collect(env, sampler.reseeded(sampler_seed), own, seed=token_seed, explore=False)
     sampled = time.perf_counter()
 
@@ -106,12 +89,11 @@ def improve(
     for i in (~valid).nonzero()[:, 0].tolist():
         print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
     advantage = config.advantages(rollout.reward.view(-1, config.group)).flatten()
-    sampling = summarise(rollout, valid, learner.end_tokens, config.group)
-    sampling = dict(zip(sampling, accelerator.reduce(torch.stack(list(sampling.values()))).tolist(), strict=True))
+    sampling = processes.sum(summarise(rollout, valid, learner.end_tokens, config.group))
     weight = valid / max(1.0, sampling["valid"])
     prompts = [env.episodes.encode_prompt(problem) for problem in rollout.problems[:: config.group]]
     prompts = [prompt for prompt in prompts for _ in range(config.group)]
-    generator = torch.Generator(accelerator.device).manual_seed(mask_seed)
+    generator = torch.Generator(device).manual_seed(mask_seed)
     rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
     with seeded(mask_seed):  # dropout
         metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate)
@@ -125,7 +107,7 @@ def improve(
         "learning_rate": rate,
         "tokens_per_second": sampling["completion_length"] / seconds,
         "sampling_share": (sampled - since) / seconds,
-        "peak_memory_gb": peak_memory_gb(accelerator.device),
+        "peak_memory_gb": peak_memory_gb(device),
         "forwards": sampling["nfe"],
         "seconds": seconds,
     }, problems

@@ -28,7 +28,6 @@ from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers.heuristics import Threshold
 from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.samplers.rollout import collect
-from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.advantages import check_group, group_advantages
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_network
@@ -233,25 +232,10 @@ def train(config: GRPOConfig) -> Path:
     policy = make_policy_network(config.policy, config.seed, device)
     optimizer = make_optimizer(policy, config)
     run = Run("grpo", config)
-    start, totals = 0, {"forwards": 0, "seconds": 0.0}
-    if restored := run.load():
-        start, state = restored
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        totals = state["totals"]
-
-    with run, progress_bar(config.iterations, start) as bar:
-        for iteration in range(start, config.iterations):
-            metrics, indices = improve(env, policy, optimizer, config, iteration)
-            totals = {name: total + metrics[name] for name, total in totals.items()}
-            done = iteration + 1
-            run.log(done, metrics | totals, indices)
-            bar(done, metrics)
-            if done % config.checkpoint_every == 0 or done == config.iterations or run.stop_requested:
-                state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "totals": totals}
-                run.save(done, state)
-            if run.stop_requested:
-                return run.folder
+    with run:
+        for iteration in run.steps(config.iterations, {"policy": policy, "optimizer": optimizer}):
+            metrics, problems = improve(env, policy, optimizer, config, iteration)
+            run.record(metrics, problems)
         policy.save(run.folder / "policy", trained_in=vars(config.env))
         untrained = make_policy_network(config.policy, config.seed, device)
         run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "GRPO": policy}))

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers.policy import PolicyConfig
 from dllm_gym.agents.samplers.rollout import collect
-from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_critic, make_policy_network
 from dllm_gym.agents.trainers.processes import own_threads
@@ -137,16 +136,8 @@ def train(config: PPOConfig) -> Path:
     parameters = [*policy.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, eps=1e-5)
     run = Run("ppo", config)
-    start, forwards, seconds = 0, 0, 0.0
-    if restored := run.load():
-        start, state = restored
-        policy.load_state_dict(state["policy"])
-        critic.load_state_dict(state["critic"])
-        optimizer.load_state_dict(state["optimizer"])
-        forwards, seconds = state["forwards"], state["seconds"]
-
-    with run, progress_bar(config.iterations, start) as bar:
-        for iteration in range(start, config.iterations):
+    with run:
+        for iteration in run.steps(config.iterations, {"policy": policy, "critic": critic, "optimizer": optimizer}):
             since = time.perf_counter()
             rng, policy.generator = iteration_generators(config.seed, iteration, device)
             rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
@@ -180,8 +171,6 @@ def train(config: PPOConfig) -> Path:
                     metrics |= {"entropy": entropy.detach(), "gradient_norm": norm}
                     log.append({name: value.item() for name, value in metrics.items()})
 
-            forwards += int(rollout.nfe.sum())
-            seconds += time.perf_counter() - since
             metrics = {name: sum(row[name] for row in log) / len(log) for name in log[0]} | {
                 "reward": rollout.reward.mean().item(),
                 "accuracy": rollout.correct.float().mean().item(),
@@ -189,18 +178,10 @@ def train(config: PPOConfig) -> Path:
                 "set_size": (rollout.picks > 0).sum(dim=1).float().mean().item(),
                 "explained_variance": explained.item(),
                 "learning_rate": rate,
-                "forwards": forwards,
-                "seconds": seconds,
+                "forwards": int(rollout.nfe.sum()),
+                "seconds": time.perf_counter() - since,
             }
-            run.log(iteration + 1, metrics, problems)
-            bar(iteration + 1, metrics)
-            done = iteration + 1
-            if done % config.checkpoint_every == 0 or done == config.iterations or run.stop_requested:
-                state = {"policy": policy.state_dict(), "critic": critic.state_dict()}
-                state |= {"optimizer": optimizer.state_dict(), "forwards": forwards, "seconds": seconds}
-                run.save(done, state)
-            if run.stop_requested:
-                return run.folder
+            run.record(metrics, problems)
         policy.save(run.folder / "policy", trained_in=vars(config.env))
         untrained = make_policy_network(config.policy, config.seed, device)
         run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "PPO": policy}))

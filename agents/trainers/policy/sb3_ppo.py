@@ -198,15 +198,10 @@ def train(config: SB3PPOConfig) -> Path:
         untrained = make_policy_network(config.policy, config.seed, env.episodes.device)
         actor.load_state_dict(untrained.state_dict())
         model.set_logger(configure(None, []))
-        run = Run("sb3-ppo", config)
-        seconds = 0.0
-        if restored := run.load():
-            model.num_timesteps, state = restored
-            model.policy.load_state_dict(state["policy"])
-            model.policy.optimizer.load_state_dict(state["optimizer"])
-            seconds = state["seconds"]
+        run = Run("sb3-ppo", config, totals=("seconds",))
+        model.num_timesteps = run.restore({"policy": model.policy, "optimizer": model.policy.optimizer})
         with run, progress_bar(config.timesteps, model.num_timesteps) as bar:
-            callback = _RunCallback(run, config, bar, seconds)
+            callback = _RunCallback(run, config, bar, run.totals["seconds"])
             left = config.timesteps - model.num_timesteps
             if left > 0:
                 model.learn(left, callback=callback, reset_num_timesteps=False)
