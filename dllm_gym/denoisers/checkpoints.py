@@ -4,8 +4,6 @@ LLaDA (arXiv 2502.09992) is a Llama and Dream (arXiv 2508.15487) a Qwen2, both w
 checkpoint folder brings is ever run: no remote code, no pickle. Reading is strict: a config that the class cannot
 express, a weight that is missing, left over or of another shape are errors, never a warning.
 
-A config field counts only if it is known here: an unknown one could change what the model computes.
-
 Every function takes `given`, how the user named the checkpoint, to begin its errors with.
 """
 
@@ -13,12 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from dllm_gym.denoisers.families import Family
 
 ASSETS = Path(__file__).parents[1] / "assets"
 EMBEDDED = {"embedded": ASSETS / "embedded", "embedded-early": ASSETS / "embedded-early"}
@@ -27,78 +26,6 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 
-LLADA_NAMES = {
-    "model.embed_tokens": "model.transformer.wte",
-    "model.layers": "model.transformer.blocks",
-    "model.norm": "model.transformer.ln_f",
-    "lm_head": "model.transformer.ff_out",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "q_proj",
-    "self_attn.k_proj": "k_proj",
-    "self_attn.v_proj": "v_proj",
-    "self_attn.o_proj": "attn_out",
-    "post_attention_layernorm": "ff_norm",
-    "mlp.gate_proj": "ff_proj",
-    "mlp.up_proj": "up_proj",
-    "mlp.down_proj": "ff_out",
-}
-"""What transformers' Llama calls a module, and what LLaDA calls it."""
-
-HARMLESS = {
-    *("model_type", "architectures", "auto_map", "_name_or_path", "name_or_path", "transformers_version"),
-    *("torch_dtype", "dtype", "use_cache", "is_causal", "return_dict", "output_attentions", "output_hidden_states"),
-    *("chunk_size_feed_forward", "problem_type", "id2label", "label2id", "tokenizer_class", "max_length"),
-    *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"),
-    *("end_token_ids", "fill_token_id", "shifted", "default_dataset"),
-}
-"""Fields that change nothing of the forward pass, or are read elsewhere here."""
-SHARED_FIXED = {
-    "attention_dropout": [0.0],
-    "attention_bias": [False],
-    "mlp_bias": [False],
-    "is_encoder_decoder": [False],
-    "pretraining_tp": [1],
-    "quantization_config": [None],
-    "clip_qkv": [None],
-}
-LLADA_FIELDS = "d_model n_layers n_heads vocab_size max_sequence_length rms_norm_eps".split()
-LLADA_FIXED = {
-    "block_type": ["llama"],
-    "block_group_size": [1],
-    "activation_type": ["silu"],
-    "layer_norm_type": ["rms"],
-    "layer_norm_with_affine": [True],
-    "bias_for_layer_norm": [False, None],
-    "attention_layer_norm": [False],
-    "input_emb_norm": [False],
-    "include_bias": [False],
-    "include_qkv_bias": [False, None],
-    "rope": [True],
-    "alibi": [False],
-    "scale_logits": [False],
-    "embedding_dropout": [0.0],
-    "residual_dropout": [0.0],
-    **SHARED_FIXED,
-}
-"""What makes a LLaDA config a Llama: the values of the published checkpoints, assumed where a field is absent."""
-LLADA_HARMLESS = {
-    *("embedding_size", "mlp_hidden_size", "mlp_ratio", "n_kv_heads", "multi_query_attention", "weight_tying"),
-    *("alibi_bias_max", "attention_layer_norm_with_affine", "rope_full_precision", "flash_attention", "precision"),
-    *("init_device", "init_fn", "init_std", "init_cutoff_factor"),
-}
-
-ROPE_FIELDS = ["rope_theta", "rope_scaling", "rope_parameters"]
-DREAM_FIELDS = [
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
-]
-DREAM_FIXED = {
-    "hidden_act": ["silu"],
-    "use_sliding_window": [False, None],
-    "use_mrope": [False, None],
-    **SHARED_FIXED,
-}
-DREAM_HARMLESS = {"tie_word_embeddings", "max_window_layers", "sliding_window"}
 
 END_TOKENS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>")
 """Tokens that end a completion wherever the tokenizer has them; the first fills the canvas after it."""
@@ -126,31 +53,11 @@ def read_json(given: str, path: Path) -> dict:
         raise ValueError(f"{given}: {path.name} is not JSON ({error}).") from None
 
 
-def read_config(given: str, folder: Path, raw: dict):
-    """The transformers class and config of a checkpoint, and how the checkpoint names the class's modules.
-
-    Args:
-        raw: what config.json says.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    kind = raw.get("model_type")
-    given = f"{given}: model_type={kind!r}"
+def read_config(given: str, folder: Path, raw: dict, family: Family):
+    """The transformers class and config of a checkpoint; ``raw`` is what config.json says."""
+    given = f"{given}: model_type={raw['model_type']!r}"
     with reading(given, "config.json"):
-        if kind == "llada":
-            return LlamaForCausalLM, LlamaConfig(**_llada_settings(given, raw), is_causal=False), LLADA_NAMES
-        if kind == "Dream":
-            return Qwen2ForCausalLM, Qwen2Config(**_dream_settings(given, raw), is_causal=False), {}
-        ours = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
-        if kind in ours and not raw.get("is_causal", True):
-            model_class, config_class = ours[kind]
-            fixed = {"quantization_config": [None], "use_sliding_window": [False, None]}
-            _require_known(given, raw, {*config_class().to_dict(), "rope_scaling", "rope_theta"}, fixed)
-            return model_class, config_class.from_pretrained(folder, local_files_only=True), {}
-    raise ValueError(
-        f"{given}, is_causal={raw.get('is_causal', True)}; can be read: model_type 'llada', 'Dream', and 'llama' or "
-        f"'qwen2' with is_causal false, as `train_policy.py sft` and `PretrainedDenoiser.save` write it."
-    )
+        return family.read(given, folder, raw)
 
 
 def read_tokenizer(given: str, folder: Path):
@@ -168,7 +75,7 @@ def read_tokenizer(given: str, folder: Path):
     return tokenizer
 
 
-def set_tokens(given: str, config, raw: dict, tokenizer) -> None:
+def set_tokens(given: str, config, raw: dict, family: Family, tokenizer) -> None:
     """Write into a transformers config what decoding needs to know, so that it is saved with the model.
 
     `mask_token_id`; `end_token_ids`, every token that ends a completion; `fill_token_id`, the one that fills the canvas
@@ -176,8 +83,7 @@ def set_tokens(given: str, config, raw: dict, tokenizer) -> None:
     here has them; one of `train_policy.py sft` ends with its tokenizer's end token and reads embedded problems.
     """
     ends, fill = [tokenizer.eos_token_id], tokenizer.eos_token_id
-    original = raw["model_type"] in ("llada", "Dream")
-    if original:
+    if family.published:
         vocabulary = tokenizer.get_vocab()
         named = [vocabulary[token] for token in END_TOKENS if token in vocabulary]
         eos, pad = raw.get("eos_token_id"), raw.get("pad_token_id")
@@ -192,8 +98,8 @@ def set_tokens(given: str, config, raw: dict, tokenizer) -> None:
     config.mask_token_id = tokenizer.mask_token_id if mask is None else mask
     config.end_token_ids = raw.get("end_token_ids", sorted(set(ends) - {None, config.mask_token_id}))
     config.fill_token_id = raw.get("fill_token_id", fill)
-    config.shifted = raw.get("shifted", raw["model_type"] == "Dream")
-    config.default_dataset = raw.get("default_dataset", "hub" if original else "embedded")
+    config.shifted = raw.get("shifted", family.shifted)
+    config.default_dataset = raw.get("default_dataset", "hub" if family.published else "embedded")
     if config.mask_token_id is None:
         raise ValueError(f"{given}: no mask token: config.json has no mask_token_id and the tokenizer no mask token.")
     if not config.end_token_ids or config.fill_token_id is None:
@@ -287,82 +193,6 @@ def _download(given: str, name: str) -> Path:
             f"{given}: no such folder, and the hub does not give it ({type(error).__name__}: {_first_line(error)}). "
             f"Download it where there is a network (`hf download {name}`) and give the folder."
         ) from error
-
-
-def _llada_settings(given: str, raw: dict) -> dict:
-    _require_fields(given, raw, LLADA_FIELDS)
-    _require_known(given, raw, {*LLADA_FIELDS, *LLADA_HARMLESS, *ROPE_FIELDS}, LLADA_FIXED)
-    heads, width = raw["n_heads"], raw["d_model"]
-    rows = raw.get("embedding_size") or raw["vocab_size"]  # the embedding may be padded beyond the vocabulary
-    if rows < raw["vocab_size"]:
-        raise ValueError(f"{given}: embedding_size={rows} is less than vocab_size={raw['vocab_size']}.")
-    return {
-        "vocab_size": rows,
-        "hidden_size": width,
-        "intermediate_size": raw.get("mlp_hidden_size") or raw["mlp_ratio"] * width,
-        "num_hidden_layers": raw["n_layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": raw.get("n_kv_heads") or (1 if raw.get("multi_query_attention") else heads),
-        "max_position_embeddings": raw["max_sequence_length"],
-        "rms_norm_eps": raw["rms_norm_eps"],
-        "tie_word_embeddings": raw.get("weight_tying", False),
-        **_shared_settings(given, raw),
-    }
-
-
-def _dream_settings(given: str, raw: dict) -> dict:
-    _require_fields(given, raw, DREAM_FIELDS)
-    _require_known(given, raw, {*DREAM_FIELDS, *DREAM_HARMLESS, *ROPE_FIELDS}, DREAM_FIXED)
-    tied = raw.get("tie_word_embeddings", False)
-    return {name: raw[name] for name in DREAM_FIELDS} | {"tie_word_embeddings": tied} | _shared_settings(given, raw)
-
-
-def _shared_settings(given: str, raw: dict) -> dict:
-    # No pad token: it would become the embedding's padding index, whose gradient is cut, and here it is a real token.
-    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    return {"rope_parameters": _rope_parameters(given, raw), **tokens}
-
-
-def _rope_parameters(given: str, raw: dict) -> dict:
-    """`rope_parameters` of transformers 5, or what older versions wrote: `rope_theta` and `rope_scaling`."""
-    scaling = dict(raw.get("rope_scaling") or {})
-    if "type" in scaling:
-        scaling.setdefault("rope_type", scaling.pop("type"))
-    older = {"rope_theta": raw["rope_theta"]} if raw.get("rope_theta") is not None else {}
-    older |= scaling
-    newer = raw.get("rope_parameters") or {}
-    other = [name for name in older.keys() & newer.keys() if older[name] != newer[name]]
-    if other:
-        said = ", ".join(f"{name} {older[name]!r} and {newer[name]!r}" for name in sorted(other))
-        raise ValueError(f"{given}: config.json says two things of its rotary embedding: {said}.")
-    parameters = {"rope_type": "default"} | older | newer
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    known = ["default", *ROPE_INIT_FUNCTIONS]
-    if parameters["rope_type"] not in known:
-        name = "rope_scaling" if scaling else "rope_parameters"
-        raise ValueError(f"{given}: config.json has {name}={raw[name]!r}: its type must be one of {known}.")
-    return parameters
-
-
-def _require_fields(given: str, raw: dict, fields: Iterable[str]) -> None:
-    theta = raw.get("rope_theta", (raw.get("rope_parameters") or {}).get("rope_theta"))
-    found = raw | {"rope_theta": theta}
-    if lacking := [name for name in (*fields, "rope_theta") if found.get(name) is None]:
-        raise ValueError(f"{given}: config.json lacks {', '.join(lacking)}.")
-
-
-def _require_known(given: str, raw: dict, known: set[str], fixed: dict[str, list]) -> None:
-    """Refuse fields whose value the transformers class does not have, and fields that nobody here knows."""
-    fixed = fixed | {"layer_types": [["full_attention"] * len(raw.get("layer_types") or [])]}
-    other = {n: raw[n] for n, allowed in fixed.items() if raw.get(n) is not None and raw[n] not in allowed}
-    unknown = {name: raw[name] for name in raw.keys() - known - fixed.keys() - HARMLESS if raw[name] is not None}
-    if unknown:
-        said = ", ".join(f"{name}={value!r}" for name, value in sorted(unknown.items()))
-        raise ValueError(f"{given}: config.json has what is not known to change nothing: {said}.")
-    if other:
-        said = ", ".join(f"{name}={value!r} (can be read: {fixed[name][0]!r})" for name, value in other.items())
-        raise ValueError(f"{given}: config.json asks for what its transformers class does not have: {said}.")
 
 
 def _weight_files(given: str, folder: Path) -> list[Path]:

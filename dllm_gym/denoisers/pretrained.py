@@ -10,6 +10,7 @@ from torch import Tensor
 from dllm_gym.denoisers import checkpoints
 from dllm_gym.denoisers.base import Denoiser, inputs_of
 from dllm_gym.denoisers.checkpoints import EMBEDDED
+from dllm_gym.denoisers.families import find_family
 from dllm_gym.denoisers.oracle import OracleDenoiser
 from dllm_gym.files import written
 from dllm_gym.types import Canvas
@@ -43,7 +44,8 @@ class PretrainedDenoiser(Denoiser):
         """Take a bidirectional `LlamaForCausalLM` or `Qwen2ForCausalLM` and freeze it."""
         config = model.config
         if not hasattr(config, "end_token_ids"):
-            checkpoints.set_tokens(type(model).__name__, config, config.to_dict(), tokenizer)
+            raw, given = config.to_dict(), type(model).__name__
+            checkpoints.set_tokens(given, config, raw, find_family(given, raw["model_type"]), tokenizer)
         self.model = model.eval().requires_grad_(False)
         """The transformers model, or the peft model around it."""
         self.tokenizer = tokenizer
@@ -202,10 +204,11 @@ def load_denoiser(
         attention = "eager" if isinstance(device, torch.device) and device.type == "cpu" else "sdpa"
 
     raw = checkpoints.read_json(given, folder / "config.json")
-    model_class, config, names = checkpoints.read_config(given, folder, raw)
+    family = find_family(given, raw.get("model_type"))
+    model_class, config = checkpoints.read_config(given, folder, raw, family)
     tokenizer = checkpoints.read_tokenizer(given, folder)
-    checkpoints.set_tokens(given, config, raw, tokenizer)
-    weights = checkpoints.read_weights(given, folder, model_class, config, names)
+    checkpoints.set_tokens(given, config, raw, family, tokenizer)
+    weights = checkpoints.read_weights(given, folder, model_class, config, family.names)
     with checkpoints.quiet():
         model = model_class.from_pretrained(
             None,
