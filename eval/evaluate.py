@@ -37,7 +37,9 @@ class CellConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     """The environment."""
     problems: int = 1000
-    """The first of the split; all, where it has fewer."""
+    """Number of problems; all, where the split has fewer."""
+    first: int = 0
+    """Index of the first problem; a negative one counts from the end of the split."""
     samples: int = 1
     """Completions a problem, for Pass@k."""
     split: str = "test"
@@ -88,6 +90,8 @@ def evaluate_cell(
         **{name: getattr(config, name) for name in ("problems", "samples", "split", "seed", "films")},
         "version": dllm_gym.__version__,
     }
+    if config.first:
+        request["first"] = config.first
     key = key_of(request)
     if file:
         key = next((known for known in (key, key_of_0_1(request)) if known in file.cells), key)
@@ -103,7 +107,10 @@ def evaluate_cell(
     envs += [make_env(rows, config.split, **loaded).unwrapped for _ in range(workers - 1)]
     if not sampler.stepwise:
         sampler.check(episodes)
-    count = min(config.problems, len(episodes.task))
+    first = max(0, len(episodes.task) + config.first) if config.first < 0 else config.first
+    count = min(config.problems, len(episodes.task) - first)
+    if count < 1:
+        raise ValueError(f"first={config.first}: the split has {len(episodes.task)} problems.")
     used = {"gen_length": episodes.gen_length, "dataset": episodes.task.dataset, "device": str(episodes.device)}
     settings = request | {"env": request["env"] | used, "problems": count}
     cell = file.open(key, settings) if file else Cell(key, settings)
@@ -114,7 +121,9 @@ def evaluate_cell(
             file.write(key, kind, record)
 
     known = {record["index"] for record in cell.problems}
-    numbers = [n for n in range(count * config.samples) if n // config.samples not in known]
+    numbers = [
+        n for n in range(first * config.samples, (first + count) * config.samples) if n // config.samples not in known
+    ]
     shares = [share for i in range(workers) if (share := numbers[i::workers])]
     totals: dict = {"seconds": 0.0, "tokens": 0, "forwards": 0}
     done: dict[int, dict[int, Finished]] = {}
@@ -139,7 +148,7 @@ def evaluate_cell(
     if chains:
         totals["chain"] = {name: np.mean([chain[name] for chain in chains], axis=0).tolist() for name in chains[0]}
     if sampler.stepwise:
-        for index in range(len(cell.films), min(config.films, count)):
+        for index in range(first + len(cell.films), first + min(config.films, count)):
             sampler = make_sampler(config.sampler, config.seed, episodes.device)
             frames, end = play(episodes, sampler, index, [config.seed, index * config.samples])
             keep("film", _film(frames[-1], end))

@@ -22,8 +22,9 @@ from dllm_gym import decoding
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.terminal import console
 from dllm_gym.envs.episodes import Episodes
+from dllm_gym.eval.benchmarks.random_llama import ModelConfig
 from dllm_gym.eval.benchmarks.timing import median, now
-from dllm_gym.eval.benchmarks.trainer import ModelConfig, measure_trainer
+from dllm_gym.eval.benchmarks.trainer import measure_trainer
 from dllm_gym.eval.command import run
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 

@@ -19,14 +19,8 @@ from torch import Tensor
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers.metropolis import Metropolis
 from dllm_gym.agents.terminal import console
-from dllm_gym.denoisers.oracle import (
-    OracleDenoiser,
-    TabularDenoiser,
-    exact_elbo,
-    exact_eubo,
-    random_order_log_likelihood,
-    tempered,
-)
+from dllm_gym.denoisers.enumeration import exact_elbo, exact_eubo, random_order_log_likelihood, tempered
+from dllm_gym.denoisers.oracle import OracleDenoiser, TabularDenoiser
 
 
 @dataclass

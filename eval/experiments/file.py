@@ -4,11 +4,13 @@ Keys (`Experiment`; an unknown one is refused with the nearest known):
 
 - ``claim``: the sentence that is put to the test;
 - ``train``: name -> ``{algorithm, settings}``, trained once a seed; ``settings`` are the flags of ``train_policy.py``;
-- ``cells``: name -> ``{sampler, env, problems, samples, split}``; a list of samplers, or a list in ``env``, is an axis,
-  all combinations are evaluated. ``{name}`` in a sampler or in ``env.denoiser`` stands for what was trained;
+- ``cells``: name -> ``{sampler, env, problems, samples, split, validation}``; a list of samplers, or a list in
+  ``env``, is an axis: all combinations are evaluated. ``{name}`` in a sampler or in ``env.denoiser`` stands for what
+  was trained;
 - ``seeds``: of trainings and evaluations, 0, 1, ...;
 - ``compare``: ``{first, second, metric}``, by names of cells. Equally many variants are compared one by one; otherwise
-  the best of each is taken, on the problems that it is reported on: for a ``second`` that is the harder opponent.
+  the best of each is taken: the best on ``validation`` problems, the last of the training split, where a cell says how
+  many; else on the problems that it is reported on, which for a ``second`` is the harder opponent.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Grid:
     problems: int = 1000
     samples: int = 1
     split: str = "test"
+    validation: int = 0
 
     @property
     def problem_set(self) -> tuple:

@@ -14,10 +14,10 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
@@ -51,6 +51,24 @@ class ExperimentConfig:
     """Processes, each with one thread."""
 
 
+class Point(NamedTuple):
+    """One evaluation: a variant of a cell, from one seed."""
+
+    name: str
+    variant: int
+    seed: int
+    validation: bool
+    """On the problems on which the best variant is chosen."""
+
+    @property
+    def file(self) -> str:
+        """Name of its results file."""
+        return f"{self.name}-{self.variant}-seed{self.seed}{'-validation' * self.validation}"
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.variant}, seed {self.seed}{', validation' * self.validation}"
+
+
 def experiment(config: ExperimentConfig) -> None:
     """Train, evaluate, compare; prints the tables and writes them to ``table.md``.
 
@@ -70,10 +88,11 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
     seeds = range(config.seeds or whole.seeds)
     trainings = [(name, seed) for name in whole.train for seed in seeds]
     cells = [
-        (name, i, seed)
+        Point(name, i, seed, validation)
         for name, grid in whole.cells.items()
         for i, variant in enumerate(grid.variants())
         for seed in (seeds if draws(*variant) else [0])
+        for validation in ([False, True] if grid.validation else [False])
     ]
     spawn = multiprocessing.get_context("spawn")
     failures, lost = [], set()
@@ -85,27 +104,34 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
                     lost.add(training)
                 else:
                     print(f"trained {folder_of}", flush=True)
-            needs = {(name, i, seed): trained(*whole.cells[name].variants()[i]) for name, i, seed in cells}
-            possible = [cell for cell in cells if not lost & {(text, cell[2]) for text in needs[cell]}]
-            jobs = [pool.submit(_evaluate, whole, cell, folder, config) for cell in possible]
-            found = {(name, i): [] for name, i, _ in cells}
-            for (name, i, seed), job in zip(possible, jobs, strict=True):
-                if cell := _result(job, f"evaluation {name} {i}, seed {seed}", failures):
-                    found[name, i].append(cell)
-                    print(f"evaluated {name} {i}, seed {seed}", flush=True)
+            needs = {point: trained(*whole.cells[point.name].variants()[point.variant]) for point in cells}
+            possible = [point for point in cells if not lost & {(text, point.seed) for text in needs[point]}]
+            jobs = [pool.submit(_evaluate, whole, point, folder, config) for point in possible]
+            found = {(point.name, point.variant): [] for point in cells}
+            choosing: dict[tuple[str, int], list[Cell]] = {}
+            for point, job in zip(possible, jobs, strict=True):
+                if cell := _result(job, f"evaluation {point}", failures):
+                    of = choosing if point.validation else found
+                    of.setdefault((point.name, point.variant), []).append(cell)
+                    print(f"evaluated {point}", flush=True)
         except BaseException:
             for worker in multiprocessing.active_children():  # a training saves what it has
                 worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
-    wanted = Counter((name, i) for name, i, _ in cells)  # means over some of the seeds would not be comparable
+    wanted = Counter(
+        (point.name, point.variant) for point in cells if not point.validation
+    )  # means over some of the seeds would not be comparable
     found = {key: cells for key, cells in found.items() if len(cells) == wanted[key]}
     if not found:
         raise Failed(failures, len(trainings) + len(cells))
     variants = {name: grid.variants() for name, grid in whole.cells.items()}
     whole_cells = {name for name, points in variants.items() if all((name, i) in found for i in range(len(points)))}
+    for name, grid in whole.cells.items():  # nothing is chosen from a part of the validation
+        if grid.validation and any((name, i) not in choosing for i in range(len(variants[name]))):
+            whole_cells.discard(name)
     compared = [entry for entry in whole.compare if {entry.first, entry.second} <= whole_cells]
-    parts = [whole.claim, _cell_table(found, variants), _comparison_table(compared, found, variants)]
+    parts = [whole.claim, _cell_table(found, variants), _comparison_table(compared, found, choosing, variants)]
     parallelism = fronts([cell for cells in found.values() for cell in cells])
     parts.append("\n".join(f"Accuracy under parallelism, {name}: {value:.1f}" for name, value in parallelism.items()))
     text = "\n\n".join(filter(None, parts)) + "\n"
@@ -166,15 +192,14 @@ def _train(training: Training, folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def _evaluate(whole: Experiment, cell: tuple[str, int, int], folder: Path, config: ExperimentConfig) -> Cell:
+def _evaluate(whole: Experiment, point: Point, folder: Path, config: ExperimentConfig) -> Cell:
     import torch
 
     torch.set_num_threads(1)
-    name, i, seed = cell
-    grid = whole.cells[name]
-    sampler, env = grid.variants()[i]
-    path = folder / "results" / f"{name}-{i}-seed{seed}.jsonl"
-    runs = {text: folder / f"{text}-seed{seed}" for text in trained(sampler, env)}
+    grid = whole.cells[point.name]
+    sampler, env = grid.variants()[point.variant]
+    path = folder / "results" / f"{point.file}.jsonl"
+    runs = {text: folder / f"{text}-seed{point.seed}" for text in trained(sampler, env)}
     for run in runs.values():  # what was trained again is evaluated again
         if path.exists() and path.stat().st_mtime < (run / "summary.json").stat().st_mtime:
             path.unlink()
@@ -183,7 +208,9 @@ def _evaluate(whole: Experiment, cell: tuple[str, int, int], folder: Path, confi
     if str(env.get("denoiser")).startswith("{"):
         env = env | {"denoiser": str(runs[env["denoiser"].strip("{}")] / "denoiser")}
     problems = config.problems or grid.problems
-    request = CellConfig(sampler, EnvConfig(**env), problems, grid.samples, grid.split, seed)
+    request = CellConfig(sampler, EnvConfig(**env), problems, samples=grid.samples, split=grid.split, seed=point.seed)
+    if point.validation:
+        request = replace(request, problems=grid.validation, first=-grid.validation, split="train", films=0)
     with ResultsFile(path) as file:
         return evaluate_cell(request, file)
 
@@ -220,11 +247,11 @@ def _cell_table(found: dict[tuple[str, int], list[Cell]], variants: dict[str, li
     return "\n".join(lines + notes)
 
 
-def _comparison_table(comparisons: list[Comparison], found: dict, variants: dict[str, list]) -> str:
+def _comparison_table(comparisons: list[Comparison], found: dict, choosing: dict, variants: dict[str, list]) -> str:
     """Paired by problem, seeds averaged; 95 % bootstrap intervals over problems."""
     lines = ["| first | second | metric | first minus second [95 %] | by seed |", "| --- | --- | --- | --- | --- |"]
     for entry in comparisons:
-        for (first, a, mine), (second, b, theirs) in _pairs(entry, found, variants):
+        for (first, a, mine), (second, b, theirs) in _pairs(entry, found, choosing, variants):
             if mine != theirs:
                 raise ValueError(f"compare {first} and {second}: different problems, nothing can be paired.")
             difference = a.mean(axis=0) - b.mean(axis=0)
@@ -235,19 +262,21 @@ def _comparison_table(comparisons: list[Comparison], found: dict, variants: dict
     return "\n".join(lines) if comparisons else ""
 
 
-def _pairs(entry: Comparison, found: dict, variants: dict[str, list]) -> list[tuple]:
+def _pairs(entry: Comparison, found: dict, choosing: dict, variants: dict[str, list]) -> list[tuple]:
     """What is compared: label, ``[seeds, N]`` figures and problem ids of a first and a second, once or more."""
 
-    def options(name: str) -> list[tuple[str, np.ndarray, list[str]]]:
-        return [
-            (_variant(name, variants[name], i), np.stack([values(cell, entry.metric) for cell in cells]), ids(cells[0]))
-            for (of, i), cells in found.items()
-            if of == name
-        ]
+    def figures(cells: list[Cell]) -> np.ndarray:
+        return np.stack([values(cell, entry.metric) for cell in cells])
 
-    first, second = options(entry.first), options(entry.second)
-    if len(first) == len(second):
-        return list(zip(first, second, strict=True))
+    def option(name: str, i: int) -> tuple[str, np.ndarray, list[str]]:
+        return _variant(name, variants[name], i), figures(found[name, i]), ids(found[name, i][0])
+
+    counts = [len(variants[name]) for name in (entry.first, entry.second)]
+    if counts[0] == counts[1]:
+        return [(option(entry.first, i), option(entry.second, i)) for i in range(counts[0])]
     best = min if entry.metric == "nfe" else max
-    best = [best(either, key=lambda option: option[1].mean()) for either in (first, second)]
-    return [tuple(best)]
+    chosen = []
+    for name, count in zip((entry.first, entry.second), counts, strict=True):
+        judged = [figures(choosing.get((name, i), found[name, i])).mean() for i in range(count)]
+        chosen.append(option(name, judged.index(best(judged))))
+    return [tuple(chosen)]

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, completion_mask, corrupt, corrupted_canvas
-from dllm_gym.denoisers.oracle import (
-    TabularDenoiser,
-    exact_block_elbo,
-    exact_eubo,
-)
+from dllm_gym.denoisers.enumeration import exact_block_elbo, exact_eubo
+from dllm_gym.denoisers.oracle import TabularDenoiser
 
 # What stands up to the end
 

@@ -11,15 +11,14 @@ import torch
 from dllm_gym import decoding, make_task
 from dllm_gym.agents.samplers.heuristics import make_policy
 from dllm_gym.agents.samplers.rollout import collect
-from dllm_gym.denoisers.oracle import (
-    OracleDenoiser,
-    TabularDenoiser,
+from dllm_gym.denoisers.enumeration import (
     exact_block_elbo,
     exact_elbo,
     exact_eubo,
     random_order_log_likelihood,
     sampling_distribution,
 )
+from dllm_gym.denoisers.oracle import OracleDenoiser, TabularDenoiser
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.oracle_joint import PROMPT, SENTENCES, mixture
 from dllm_gym.tasks.oracle import Oracle

@@ -179,3 +179,25 @@ def test_mistakes_are_one_line(old, new, named, written, tmp_path, capsys):
 def test_no_such_file(capsys):
     assert cli.main(["experiment", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_the_best_variant_is_chosen_on_validation_problems(tmp_path):
+    """Of the last training problems; what is compared are the test problems."""
+    path, folder = tmp_path / "chosen.yaml", tmp_path / "out"
+    env = "{id: MaskedDiffusion-Countdown-v0, num_envs: 8}"
+    path.write_text(
+        f"claim: One is chosen.\nseeds: 1\ncells:\n  plain: {{sampler: confidence, env: {env}, problems: 4}}\n"
+        f"  thresholds: {{sampler: [threshold:threshold=0.2, threshold:threshold=0.9], env: {env}, problems: 4, "
+        f"validation: 3}}\ncompare:\n  - {{first: plain, second: thresholds}}\n"
+    )
+    assert cli.main(["experiment", str(path), "--folder", str(folder), "--workers", "1"]) == 0
+    results = {path.stem: read_results(path)[0] for path in (folder / "results").glob("*.jsonl")}
+    judged = [results[f"thresholds-{i}-seed0-validation"] for i in range(2)]
+    assert [[record["index"] for record in cell.problems] for cell in judged] == [[999_997, 999_998, 999_999]] * 2
+    assert all(cell.settings["split"] == "train" and not cell.films for cell in judged)
+    best = max((0, 1), key=lambda i: judged[i].reward.mean())
+    difference = results["plain-0-seed0"].reward.mean() - results[f"thresholds-{best}-seed0"].reward.mean()
+    row = next(
+        line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| plain | thresholds")
+    )
+    assert f"threshold={(0.2, 0.9)[best]}" in row and f"{difference:+.3f} [" in row

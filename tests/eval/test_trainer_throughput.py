@@ -9,7 +9,8 @@ from dllm_gym.agents.environment import EnvConfig
 from dllm_gym.denoisers import base
 from dllm_gym.eval.benchmarks import decoding as throughput
 from dllm_gym.eval.benchmarks import trainer as trainer_throughput
-from dllm_gym.eval.benchmarks.trainer import PHASES, ModelConfig, peak_memory_alone, random_llama, update_alone
+from dllm_gym.eval.benchmarks.random_llama import ModelConfig, random_llama
+from dllm_gym.eval.benchmarks.trainer import PHASES, peak_memory_alone, update_alone
 
 TINY = ModelConfig(
     vocab_size=64, hidden_size=16, mlp_size=24, heads=2, prompt_length=3, gen_length=8, batch=4, microbatch=2

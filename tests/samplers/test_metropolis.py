@@ -9,7 +9,8 @@ from dllm_gym.agents.samplers import metropolis
 from dllm_gym.agents.samplers.metropolis import Metropolis, accept
 from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.samplers.spec import make_sampler
-from dllm_gym.denoisers.oracle import OracleDenoiser, tempered
+from dllm_gym.denoisers.enumeration import tempered
+from dllm_gym.denoisers.oracle import OracleDenoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Observation
 

@@ -19,11 +19,8 @@ from dllm_gym.agents.trainers.denoiser.spg import NEGATIVES, SPGConfig, spg_loss
 from dllm_gym.agents.trainers.denoiser.unigrpo import UniGRPOConfig, unigrpo_loss
 from dllm_gym.agents.trainers.denoiser.wd1 import WD1Config, wd1_loss
 from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
-from dllm_gym.denoisers.oracle import (
-    TabularDenoiser,
-    exact_elbo,
-    random_order_log_likelihood,
-)
+from dllm_gym.denoisers.enumeration import exact_elbo, random_order_log_likelihood
+from dllm_gym.denoisers.oracle import TabularDenoiser
 from dllm_gym.types import Score
 
 # Losses
