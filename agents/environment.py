@@ -33,13 +33,14 @@ class EnvConfig(EnvSettings):
         return self.denoiser or env_spec(self.id).kwargs.get("denoiser", "embedded")
 
 
-def make_env(config: EnvConfig, split: str = "train", **changes) -> UnmaskingVectorEnv:
-    """The vector environment of a config, on one split; its denoiser may be an object instead of a name.
+def make_env(config: EnvConfig, split: str | None = None, **changes) -> UnmaskingVectorEnv:
+    """The vector environment of a config, on its split or another; its denoiser may be an object instead of a name.
 
     Raises:
         ValueError: an id that is not registered, or not one whose action is a set of positions.
     """
-    settings = vars(config) | {"id": env_spec(config.id).id, "denoiser": config.denoiser_name, "split": split} | changes
+    changes = ({"split": split} if split else {}) | changes
+    settings = vars(config) | {"id": env_spec(config.id).id, "denoiser": config.denoiser_name} | changes
     return gym.make_vec(settings.pop("id"), **settings)
 
 

@@ -121,7 +121,7 @@ def read_experiment(path: Path) -> Experiment:
         except SystemExit:
             raise ValueError(f"{path}, train.{name}: not flags of {training.algorithm}, see above.") from None
     for name, grid in whole.cells.items():
-        _refuse_unknown(grid.env, [f.name for f in fields(EnvConfig)], f"{path}, cells.{name}.env")
+        _refuse_unknown(grid.env, [f.name for f in fields(EnvConfig) if f.name != "split"], f"{path}, cells.{name}.env")
         if not all(isinstance(number, int) and number > 0 for number in (grid.problems, grid.samples)):
             raise ValueError(f"{path}, cells.{name}: problems and samples must be 1 or more.")
         for sampler, env in grid.variants():
