@@ -70,8 +70,9 @@ def test_help_lists_every_field(name, capsys):
         main([name, "--help"])
     shown = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
     assert stop.value.code == 0
-    assert set(flags_of(CONFIGS[name])) - {"--env.split"} <= shown
-    assert "--env.split" not in shown, "trainers and evaluations choose it"
+    known = {flag for flag in flags_of(CONFIGS[name]) if not flag.endswith("env.split")}
+    assert known <= shown
+    assert "env.split" not in "".join(shown), "trainers and evaluations choose it"
 
 
 def test_every_field_has_a_help_text():
