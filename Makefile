@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: train test lint minimum
+.PHONY: train test lint types docs minimum
 
 # Train an unmasking policy with GRPO on embedded problems; ends with a table and a plot.
 train: $(VENV)/installed
@@ -14,6 +14,12 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# mypy on the packages as they are installed: agents/ and eval/ inside dllm_gym.
+types: $(VENV)/installed
+	rm -rf build/types && mkdir -p build/types/dllm_gym
+	ln -s $(CURDIR)/dllm_gym/* $(CURDIR)/agents $(CURDIR)/eval build/types/dllm_gym
+	cd build/types && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/setup.cfg -p dllm_gym
 
 # The tests on the oldest versions that setup.cfg promises.
 minimum:

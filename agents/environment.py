@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import gymnasium as gym
 from tyro.conf import Suppress
@@ -20,7 +21,7 @@ class EnvConfig(EnvSettings):
     """Registered id of an environment whose action is a set of positions."""
     num_envs: int = field(default=128, kw_only=True)
     """Number of rows decoded together."""
-    denoiser: str | None = field(default=None, kw_only=True)
+    denoiser: str | None = field(default=None, kw_only=True)  # type: ignore[assignment]
     """"embedded", "embedded-early", a hub id or a folder; None takes the id's own: "embedded", or the oracle."""
     split: Suppress[str] = field(default="train", kw_only=True)
     """Chosen by whoever makes the environment."""
@@ -41,7 +42,7 @@ def make_env(config: EnvConfig, split: str | None = None, **changes) -> Unmaskin
     """
     changes = ({"split": split} if split else {}) | changes
     settings = vars(config) | {"id": env_spec(config.id).id, "denoiser": config.denoiser_name} | changes
-    return gym.make_vec(settings.pop("id"), **settings)
+    return cast(UnmaskingVectorEnv, gym.make_vec(settings.pop("id"), **settings))
 
 
 def env_spec(env_id: str):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Queue
 from threading import Event, Thread
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.metropolis import Metropolis
 from dllm_gym.agents.samplers.rollout import play
 from dllm_gym.envs.episodes import Finished, require_rewards
-from dllm_gym.types import Observation
+from dllm_gym.types import Indices, Observation
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(
-    env, sampler: Sampler | Callable[[Observation], Tensor], problems: Sequence[int], *, seed: int = 0
+    env, sampler: Sampler | Callable[[Observation], Tensor], problems: Indices, *, seed: int = 0
 ) -> Evaluation:
     """Play each problem once, the sampler choosing as at evaluation, and keep what a table needs. As `play`.
 
@@ -71,10 +71,10 @@ def evaluate(
 def finished(
     env,
     sampler: Sampler | Metropolis | Callable[[Observation], Tensor],
-    problems: Sequence[int],
+    problems: Indices,
     *,
     seed: int = 0,
-    numbers: Sequence[int] | None = None,
+    numbers: Indices | None = None,
 ) -> Iterator[tuple[int, Finished]]:
     """Yield n and the end of the episode, or of the chain, on ``problems[n]``, in the order in which they end.
 
@@ -85,11 +85,12 @@ def finished(
     Raises:
         FloatingPointError: a reward is no number.
     """
+    ends: Iterator[tuple[int, Finished]]
     if getattr(sampler, "stepwise", True):
-        played = play(env, sampler, problems, seed=seed, numbers=numbers)
+        played = play(env, cast(Sampler, sampler), problems, seed=seed, numbers=numbers)
         ends = ((one.number, one.end) for one in played)
     else:
-        ends = sampler.play(env.unwrapped.episodes, problems, numbers)
+        ends = cast(Metropolis, sampler).play(env.unwrapped.episodes, problems, numbers)
     for n, end in ends:
         require_rewards([end])
         yield n, end
@@ -139,7 +140,7 @@ def merged(parts: Sequence[Callable[[], Iterator[Item]]]) -> Iterator[Item]:
                 raise error
             running -= ended
             if not ended:
-                yield item
+                yield cast(Item, item)
     finally:
         stopped.set()
         for worker in workers:

@@ -16,8 +16,8 @@ import numpy as np
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Neither dark nor bright: legible on black and on white terminals.
 TERMINAL = (63, 69, 33, 38, 36, 35, 70, 106, 142, 178, 172, 166)
-VIRIDIS = "440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725"
-VIRIDIS = np.array([list(bytes.fromhex(colour)) for colour in VIRIDIS.split()])
+COLOURS = "440154 472d7b 3b528b 2c728e 21918c 28ae80 5ec962 addc30 fde725"
+VIRIDIS = np.array([list(bytes.fromhex(colour)) for colour in COLOURS.split()])
 WHITE, INK, GREY = (255, 255, 255), (28, 30, 38), (92, 96, 106)
 EMPTY, BAR, NOW = (236, 237, 240), (206, 209, 216), (240, 72, 20)
 PLAIN = str.maketrans("×÷−–—", "x/---")  # Pillow's own font has little beyond ASCII
@@ -123,7 +123,7 @@ def _cut(text: str, width: int, measure) -> str:
 
 def _wrap(words: list[str], width: int, measure) -> list[str]:
     """Lines of words, none wider than ``width``; a word that is too wide for a line is broken."""
-    lines = []
+    lines: list[str] = []
     for word in words:
         if lines and measure(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"

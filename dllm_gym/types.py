@@ -6,11 +6,16 @@ Arrays are torch tensors inside the project; the environments turn them into Num
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Indices = Sequence[int] | np.ndarray
+"""Indices of problems or rows."""
 
 
 @dataclass(frozen=True)
@@ -167,13 +172,13 @@ class Rollout:
     """``[E]`` int64: denoiser forwards."""
     reward: Tensor
     """``[E]`` float32."""
-    observation: Observation | None
-    """N rows: what the policy saw at each step; None where steps were not kept."""
-    picks: Tensor | None
+    observation: Observation
+    """N rows: what the policy saw at each step."""
+    picks: Tensor
     """``[N, L]`` int64: what it sampled, see `dllm_gym.agents.samplers.distributions`."""
-    log_prob: Tensor | None
+    log_prob: Tensor
     """``[N]`` float32: log-probability of ``picks``; 0 if the policy reports none."""
-    episode: Tensor | None
+    episode: Tensor
     """``[N]`` int64 in 0..E-1: the episode that a step belongs to."""
 
     def __len__(self) -> int:

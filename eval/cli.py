@@ -33,7 +33,7 @@ class EvalConfig(CellConfig):
     at), ``dllm-eval experiment FILE.yaml`` (a grid of samplers, denoisers, tasks and settings). Each has ``--help``.
     """
 
-    sampler: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    sampler: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # type: ignore[assignment]
     """A heuristic with its arguments (``threshold:threshold=0.9``, ``random:k=2,seed=1``), Metropolis-Hastings
     (``metropolis:alpha=4,steps=16``, with ``--env.temperature 1``), or the folder of a trained policy. Repeat the flag
     for each sampler."""
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     """``dllm-eval [COMMAND] [flags]``. Returns the exit code: 2 for a mistake in what was given, 1 if a part failed."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] in COMMANDS:
-        module, config, function = COMMANDS[arguments[0]]
-        module = importlib.import_module(module)
+        name, config, function = COMMANDS[arguments[0]]
+        module = importlib.import_module(name)
         return run(f"dllm-eval {arguments[0]}", getattr(module, config), getattr(module, function), arguments[1:])
     return run("dllm-eval", EvalConfig, _evaluate, arguments)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ import torch
 import dllm_gym
 from dllm_gym.agents.environment import EnvConfig, env_spec, make_env
 from dllm_gym.agents.evaluation import finished, merged
-from dllm_gym.agents.samplers.spec import canonical, is_random, make_sampler
+from dllm_gym.agents.samplers.metropolis import Metropolis
+from dllm_gym.agents.samplers.spec import canonical, is_random, make_sampler, make_stepwise
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.envs.episodes import Finished
@@ -100,13 +102,13 @@ def evaluate_cell(
     denoiser = _denoiser(env.denoiser_name, env.device, env.dtype)
     threads = torch.get_num_threads() if denoiser.device.type == "cpu" else None
     workers = min(threads or 1, env.num_envs)
-    rows = replace(env, denoiser=denoiser, num_envs=-(-env.num_envs // workers))
-    envs = [make_env(rows, config.split).unwrapped]
+    rows = {"denoiser": denoiser, "num_envs": -(-env.num_envs // workers)}
+    envs = [make_env(env, config.split, **rows).unwrapped]
     episodes = envs[0].episodes
     loaded = {"task": episodes.task, "dataset": None, "prompt_template": None, "few_shot": 0}
-    envs += [make_env(rows, config.split, **loaded).unwrapped for _ in range(workers - 1)]
+    envs += [make_env(env, config.split, **rows | loaded).unwrapped for _ in range(workers - 1)]
     if not sampler.stepwise:
-        sampler.check(episodes)
+        cast(Metropolis, sampler).check(episodes)
     first = max(0, len(episodes.task) + config.first) if config.first < 0 else config.first
     count = min(config.problems, len(episodes.task) - first)
     if count < 1:
@@ -149,8 +151,8 @@ def evaluate_cell(
         totals["chain"] = {name: np.mean([chain[name] for chain in chains], axis=0).tolist() for name in chains[0]}
     if sampler.stepwise:
         for index in range(first + len(cell.films), first + min(config.films, count)):
-            sampler = make_sampler(config.sampler, config.seed, episodes.device)
-            frames, end = play(episodes, sampler, index, [config.seed, index * config.samples])
+            player = make_stepwise(config.sampler, config.seed, episodes.device)
+            frames, end = play(episodes, player, index, [config.seed, index * config.samples])
             keep("film", _film(frames[-1], end))
     keep("end", totals)
     cell.sort()
@@ -219,7 +221,7 @@ def _film(frame: Frame, end: Finished) -> dict:
     }
 
 
-_loaded: dict[tuple[str, str, str], Denoiser] = {}
+_loaded: dict[tuple[str, ...], Denoiser] = {}
 
 
 def _denoiser(*key: str) -> Denoiser:

@@ -75,7 +75,8 @@ def play(episodes: Episodes, sampler: Sampler, problem: int, seed: list[int]) ->
     episodes.rngs[0] = np.random.default_rng(seed)
     episodes.begin([0], [problem])
     observation = episodes.observe()
-    trace, finished = Trace(episodes), []
+    trace = Trace(episodes)
+    finished: list[Finished] = []
     trace.begin([0])
     frames = [trace.frame(0)]
     while not finished:

@@ -107,7 +107,7 @@ def fronts(cells: Sequence[Cell]) -> dict[str, float]:
         flat = flat_settings(next(iter(by_seed.values()))[0])
         label = ", ".join([name, *(f"{key.removeprefix('env.')} {flat[key]}" for key in differing)])
         points = [[(c.length.sum() / c.nfe.sum(), c.correct.mean()) for c in front] for front in by_seed.values()]
-        figures[label] = float(np.mean([aup(*zip(*front, strict=True), best) for front in points]))
+        figures[label] = float(np.mean([aup([x for x, _ in front], [y for _, y in front], best) for front in points]))
     return figures
 
 

@@ -173,7 +173,7 @@ def test_the_harness_gives_our_own_verdicts(dllm, tmp_path, monkeypatch):
     assert [bool(sample["exact_match"]) for sample in samples] == correct and 0 < sum(correct) < 24
     assert results["results"]["words"]["exact_match,answer"] == pytest.approx(np.mean(correct))
     env = gym.make_vec("MaskedDiffusion-GSM8K-v0", num_envs=24, split="test", device="cpu")
-    assert texts == collect(env, make_policy("threshold", threshold=0.5), range(24), keep_steps=False).completions
+    assert texts == collect(env, make_policy("threshold", threshold=0.5), range(24)).completions
 
 
 def request(*arguments):

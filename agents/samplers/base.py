@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,16 +21,30 @@ class Sampler(Protocol):
     attributes but makes whole completions: its ``stepwise`` is False, and it has `play` in place of `choose`.
     """
 
-    signals: tuple[str, ...]
-    """What it reads of an observation."""
-    confidence_k: int
-    """Number of probabilities per position that it reads."""
-    stepwise: bool
-    """Whether it chooses step by step; if not, it makes whole completions."""
-    draws: bool
-    """Whether it draws random numbers, so that what it does follows from its seed."""
-    ignores_tokens: bool
-    """Whether its choice never depends on the tokens that were drawn for positions that stay masked."""
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """What it reads of an observation."""
+        ...
+
+    @property
+    def confidence_k(self) -> int:
+        """Number of probabilities per position that it reads."""
+        ...
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether it chooses step by step; if not, it makes whole completions."""
+        ...
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, so that what it does follows from its seed."""
+        ...
+
+    @property
+    def ignores_tokens(self) -> bool:
+        """Whether its choice never depends on the tokens that were drawn for positions that stay masked."""
+        ...
 
     def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
         """Choose for B rows.
@@ -87,7 +101,7 @@ class PlainSampler:
 
 def as_sampler(sampler: Sampler | Callable[[Observation], Tensor]) -> Sampler:
     """A sampler as it is, or a plain function ``Observation -> [B, L] bool`` wrapped into one."""
-    return sampler if hasattr(sampler, "choose") else PlainSampler(sampler)
+    return cast(Sampler, sampler) if hasattr(sampler, "choose") else PlainSampler(sampler)
 
 
 def without_log_prob(positions: Tensor) -> tuple[Tensor, Tensor]:

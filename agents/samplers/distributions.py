@@ -89,4 +89,4 @@ class DPLS:
         return ordered, log_total, (picks > 0).sum(dim=1, keepdim=True)
 
 
-DISTRIBUTIONS = {"bernoulli": Bernoulli, "dpls": DPLS}
+DISTRIBUTIONS: dict[str, type[Bernoulli] | type[DPLS]] = {"bernoulli": Bernoulli, "dpls": DPLS}

@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,13 +37,13 @@ class Heuristic:
         return without_log_prob(self(observation))
 
     def reseeded(self, seed: int) -> Heuristic:
-        return dataclasses.replace(self, seed=seed) if self.draws else self
+        return type(self)(**self.settings() | {"seed": seed}) if self.draws else self
 
     def share(self, number: int) -> Heuristic:
-        return self.reseeded(seed_of_share(self.seed, number)) if self.draws else self
+        return self.reseeded(seed_of_share(self.settings()["seed"], number)) if self.draws else self
 
     def settings(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(cast(Any, self)) if field.init}
 
 
 @dataclass
@@ -195,7 +195,7 @@ class TemperedConfidence(Heuristic):
         return best_n(confidence.clamp(min=1e-30).log() / self.temperature + gumbel, observation.eligible, self.k)
 
 
-HEURISTICS = {
+HEURISTICS: dict[str, type[Heuristic]] = {
     "random": Random,
     "confidence": Confidence,
     "margin": Margin,

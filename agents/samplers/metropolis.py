@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
 from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.names import find
-from dllm_gym.types import Action, Canvas, Observation
+from dllm_gym.types import Action, Canvas, Indices, Observation
 
 LIKELIHOODS = ("trajectory", "elbo")
 
@@ -102,9 +102,9 @@ class Metropolis:
         return own | {"approximate": self.approximate}
 
     def _proposal(self) -> Sampler:
-        if callable(self.proposal):
-            return as_sampler(self.proposal)
-        return make_policy(self.proposal).reseeded(self.seed)
+        if isinstance(self.proposal, str):
+            return make_policy(self.proposal).reseeded(self.seed)
+        return as_sampler(self.proposal)
 
     def check(self, episodes: Episodes) -> None:
         """Refuse episodes that give no chain. Raises ValueError."""
@@ -113,7 +113,7 @@ class Metropolis:
                 f"temperature={episodes.temperature}: proposals at temperature 0 are all the same; give 1.0."
             )
 
-    def run(self, episodes: Episodes, problems: Sequence[int]) -> Chains:
+    def run(self, episodes: Episodes, problems: Indices) -> Chains:
         """One chain for each problem index; chains of one problem are independent.
 
         Args:
@@ -127,7 +127,7 @@ class Metropolis:
         return Chains.cat([chains for _, chains in self._groups(episodes, problems)])
 
     def play(
-        self, episodes: Episodes, problems: Sequence[int], numbers: Sequence[int] | None = None
+        self, episodes: Episodes, problems: Indices, numbers: Indices | None = None
     ) -> Iterator[tuple[int, Finished]]:
         """As `run`: the index n of each chain and its last state as the end of an episode, in the order of the chains.
 
@@ -146,7 +146,7 @@ class Metropolis:
                 yield start + i, end
 
     def _groups(
-        self, episodes: Episodes, problems: Sequence[int], numbers: Sequence[int] | None = None
+        self, episodes: Episodes, problems: Indices, numbers: Indices | None = None
     ) -> Iterator[tuple[int, Chains]]:
         """As many chains at once as there are rows for, with the index of the first."""
         self.check(episodes)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dllm_gym.agents.samplers.base import Sampler, as_sampler
 from dllm_gym.envs.episodes import Finished
-from dllm_gym.types import Action, Observation, Problem, Rollout
+from dllm_gym.types import Action, Indices, Observation, Problem, Rollout
 
 
 @dataclass
@@ -43,11 +43,11 @@ class StepLog:
 def play(
     env,
     sampler: Sampler | Callable[[Observation], Tensor],
-    problems: Sequence[int],
+    problems: Indices,
     *,
     seed: int | Sequence[int] = 0,
     explore: bool = False,
-    numbers: Sequence[int] | None = None,
+    numbers: Indices | None = None,
     log: StepLog | None = None,
 ) -> Iterator[Ended]:
     """Play one episode for each problem index, and yield them as they end.
@@ -99,22 +99,20 @@ def play(
 def collect(
     env,
     sampler: Sampler | Callable[[Observation], Tensor],
-    problems: Sequence[int],
+    problems: Indices,
     *,
     seed: int | Sequence[int] = 0,
     explore: bool = True,
-    keep_steps: bool = True,
 ) -> Rollout:
     """Play one episode for each problem index; the n-th entry of the rollout is that of ``problems[n]``.
 
     Args:
         env, sampler, problems, seed, explore: as in `play`.
-        keep_steps: keep observations, picks and log-probabilities.
 
     Raises:
         ValueError, IndexError: as `play`.
     """
-    log = StepLog() if keep_steps else None
+    log = StepLog()
     played = sorted(play(env, sampler, problems, seed=seed, explore=explore, log=log), key=lambda one: one.number)
     device = env.unwrapped.episodes.device
     ends = [one.end for one in played]
@@ -127,8 +125,8 @@ def collect(
         undecided=[end.info["undecided"] for end in ends],
         nfe=torch.tensor([end.info["nfe"] for end in ends], device=device),
         reward=torch.tensor([end.reward for end in ends], device=device),
-        observation=Observation.cat(log.observations) if log else None,
-        picks=torch.cat(log.picks) if log else None,
-        log_prob=torch.cat(log.log_probs) if log else None,
-        episode=torch.cat(log.episodes) if log else None,
+        observation=Observation.cat(log.observations),
+        picks=torch.cat(log.picks),
+        log_prob=torch.cat(log.log_probs),
+        episode=torch.cat(log.episodes),
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from dllm_gym.agents.samplers.base import Sampler
-from dllm_gym.agents.samplers.heuristics import HEURISTICS, make_policy
+from dllm_gym.agents.samplers.heuristics import HEURISTICS, Heuristic, make_policy
 from dllm_gym.agents.samplers.metropolis import Metropolis
 from dllm_gym.agents.samplers.policy import load_policy
 from dllm_gym.names import find, hint
 
-SAMPLERS = HEURISTICS | {"metropolis": Metropolis}
+SAMPLERS: dict[str, type[Heuristic] | type[Metropolis]] = HEURISTICS | {"metropolis": Metropolis}
 
 
 def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Sampler | Metropolis:
@@ -28,8 +30,8 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
     name, _, rest = text.partition(":")
     if name not in SAMPLERS:
         return load_policy(text, device).seed(seed)
-    fields = SAMPLERS[name].__dataclass_fields__
-    arguments = {"seed": seed} if "seed" in fields else {}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, SAMPLERS[name]))}
+    arguments: dict[str, Any] = {"seed": seed} if "seed" in fields else {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         arguments[key] = _number(value)
@@ -58,7 +60,7 @@ def make_stepwise(text: str, seed: int = 0, device: torch.device | str = "cpu") 
     sampler = make_sampler(text, seed, device)
     if not sampler.stepwise:
         raise ValueError(f"sampler={text!r}: proposes whole completions; give one that unmasks step by step.")
-    return sampler
+    return cast(Sampler, sampler)
 
 
 def _number(text: str) -> int | float | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.trainers.denoiser import load_objective, trainer
@@ -40,7 +41,7 @@ class JointConfig:
     """Of the token choice in the denoiser's phases; there alpha is 0."""
     grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
     """The sampler's trainer; its env, seed and the like are the joint training's own flags, refused here."""
-    denoiser: TrainerConfig = None
+    denoiser: TrainerConfig = None  # type: ignore[assignment]
     """The denoiser's trainer; its env, seed and the like are the joint training's own flags, refused here."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
     """The comparison at the end."""
@@ -83,8 +84,8 @@ def train(config: JointConfig) -> Path:
     if accelerator.num_processes > 1:
         raise ValueError(f"joint trains in one process, not in {accelerator.num_processes}.")
     denoiser = trainer.load_trainable(config.env, accelerator.device)
-    sampler_env = make_env(replace(policy_config.env, denoiser=denoiser))
-    denoiser_env = make_env(replace(denoiser_config.env, denoiser=denoiser))
+    sampler_env = make_env(policy_config.env, denoiser=denoiser)
+    denoiser_env = make_env(denoiser_config.env, denoiser=denoiser)
     trainer.check_masking(denoiser_config, denoiser_env)
     policy = make_policy_network(policy_config.policy, config.seed, accelerator.device)
     optimizer = grpo.make_optimizer(policy, policy_config)
@@ -123,7 +124,7 @@ def _configs(config: JointConfig) -> tuple[grpo.GRPOConfig, TrainerConfig]:
             raise ValueError(f"{name}.{given[0]}: is the joint training's own; give --{given[0].replace('_', '-')}...")
     if config.denoiser.sampler != TrainerConfig.sampler:
         raise ValueError(f"denoiser.sampler={config.denoiser.sampler!r}: the policy in training decodes.")
-    shared = {"seed": config.seed, "threads": config.threads}
+    shared: dict[str, Any] = {"seed": config.seed, "threads": config.threads}
     policy_config = replace(config.grpo, env=config.env, **shared)
     env = replace(config.env, temperature=config.temperature, alpha=0.0)
     denoiser_config = replace(config.denoiser, env=env, report=config.report, **shared)

@@ -43,24 +43,24 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; all must ask."""
-        if self.count == 1:
+        if self._accelerator is None:
             return flag
         return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self._accelerator.device)) > 0)
 
     def sum(self, values: dict[str, Tensor]) -> dict[str, float]:
         """The sums over all processes of scalar tensors; all must ask, for the same names."""
         stacked = torch.stack([value.float() for value in values.values()])
-        if self.count > 1:
+        if self._accelerator:
             stacked = self._accelerator.reduce(stacked, reduction="sum")
         return dict(zip(values, stacked.tolist(), strict=True))
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes; all must ask."""
-        return self._accelerator.reduce(values, reduction="mean") if self.count > 1 else values
+        return self._accelerator.reduce(values, reduction="mean") if self._accelerator else values
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
-        if self.count > 1:
+        if self._accelerator:
             self._accelerator.wait_for_everyone()
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.files import append, held, remove_unfinished, write_text, written
+from dllm_gym.types import Indices
 
 KEPT = 2
 """Newest checkpoints that a run keeps."""
@@ -60,7 +61,9 @@ class Run:
         self.processes = processes or Processes()
         self.main = main = self.processes.main
         self.totals: dict[str, float] = dict.fromkeys(totals, 0)
-        self._step, self._bar, self._writer = 0, None, None
+        self._step = 0
+        self._bar: Callable[[int, dict], None] = lambda done, metrics: None
+        self._writer: Any = None
         record = {"algorithm": algorithm} | _settings(config)
         _refuse_nan(record)
         if config.resume:
@@ -145,7 +148,7 @@ class Run:
                     self.processes.wait()  # where one process ends, a launcher soon kills the others
                     raise self._stopped()
 
-    def record(self, metrics: dict[str, float], problems: Sequence[int] = (), prefix: str = "") -> None:
+    def record(self, metrics: dict[str, float], problems: Indices = (), prefix: str = "") -> None:
         """Log the metrics of a step, names after ``prefix``, with the totals so far, and show them on the bar."""
         self.totals = {name: total + metrics[name] for name, total in self.totals.items()}
         named = {f"{prefix}{name}": value for name, value in metrics.items()}
@@ -165,7 +168,7 @@ class Run:
         self.totals = {name: sums[name] for name in self.totals}
         return done
 
-    def log(self, step: int, metrics: dict[str, float], problems: Sequence[int] = ()) -> None:
+    def log(self, step: int, metrics: dict[str, float], problems: Indices = ()) -> None:
         """Write metrics to TensorBoard and metrics.jsonl.
 
         Raises:
@@ -267,7 +270,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """A run's config.json. Raises ValueError where there is none or it is not one."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
-        return config if "algorithm" in config else {}["algorithm"]
+        if "algorithm" not in config:
+            raise KeyError("algorithm")
+        return config
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{str(folder)!r}: not the folder of a run (config.json: {error!r}).") from None
 

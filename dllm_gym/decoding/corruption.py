@@ -89,8 +89,9 @@ def corrupt(
 
     inside = completion.expand(shape)  # what may be masked and scored
     size = inside.sum(dim=-1, keepdim=True)
-    blocks, clean = 1, torch.zeros(shape, dtype=torch.bool, device=device)
-    if kind == "block":
+    blocks: int | Tensor = 1
+    clean = torch.zeros(shape, dtype=torch.bool, device=device)
+    if kind == "block" and block_length:
         block = torch.arange(shape[-1], device=device) // block_length
         counts = torch.where(completion, block, 0).amax(dim=1)[None, :, None] + 1  # up to the block with the end
         picked = (uniforms(*shape[:2], 1) * counts).long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class Denoiser(ABC):
     that the head runs only where something is masked.
     """
 
-    tokenizer: object
+    tokenizer: Any
     """A transformers tokenizer."""
     mask_token_id: int
     eos_token_id: int
@@ -85,8 +86,7 @@ class Denoiser(ABC):
         """
         rows, columns = canvas.masked.nonzero(as_tuple=True)
         features = self._encode_canvas(canvas)[rows, columns]
-        if temperature > 0:
-            uniforms = uniforms[rows, columns]
+        drawn_at = uniforms[rows, columns] if uniforms is not None and temperature > 0 else None
         parts = []
         for start, size in self._chunks(len(features)):
             logits = self.head(features[start : start + size]).float()
@@ -95,10 +95,10 @@ class Denoiser(ABC):
             top = probability.topk(k, dim=-1)
             entropy = -torch.xlogy(probability, probability).sum(dim=-1)
             token, draw_log_prob = top.indices[:, 0], torch.zeros_like(entropy)
-            if temperature > 0:
+            if drawn_at is not None:
                 tempered = logits / temperature
                 cumulative = tempered.softmax(dim=-1).cumsum(dim=-1)
-                drawn = uniforms[start : start + size, None] * cumulative[:, -1:]
+                drawn = drawn_at[start : start + size, None] * cumulative[:, -1:]
                 token = torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp(max=self.vocab_size - 1)
                 draw_log_prob = tempered.gather(1, token[:, None])[:, 0] - tempered.logsumexp(dim=-1)
             parts.append((token, probability.gather(1, token[:, None])[:, 0], draw_log_prob, top.values, entropy))
@@ -166,6 +166,13 @@ class Denoiser(ABC):
     def __deepcopy__(self, memo) -> Denoiser:
         """Gymnasium deep-copies specs and their keyword arguments; weights exist once."""
         return self
+
+
+class TrainableDenoiser(Denoiser):
+    """A denoiser with weights: what a trainer needs."""
+
+    model: Any
+    """An ``nn.Module`` with all weights; `score` is differentiable with respect to them."""
 
 
 def inputs_of(canvas: Canvas) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.denoisers.base import TrainableDenoiser
 from dllm_gym.oracle_joint import PROMPT, WORDS, mixture
 
 LARGEST_TABLE = 1 << 26
@@ -29,7 +29,7 @@ class Table(nn.Module):
         return self.table[context]
 
 
-class TabularDenoiser(Denoiser):
+class TabularDenoiser(TrainableDenoiser):
     """Logits of V words at L positions, looked up by the canvas; any conditionals, consistent with a joint or not.
 
     The completion is the last L columns of the tokens; the prompt is ignored. Tokens 0 to V - 1 are the words "a",

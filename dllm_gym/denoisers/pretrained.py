@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dllm_gym.denoisers import checkpoints
-from dllm_gym.denoisers.base import Denoiser, inputs_of
+from dllm_gym.denoisers.base import Denoiser, TrainableDenoiser, inputs_of
 from dllm_gym.denoisers.checkpoints import EMBEDDED
 from dllm_gym.denoisers.families import find_family
 from dllm_gym.denoisers.oracle import OracleDenoiser
@@ -28,7 +29,7 @@ DTYPES = {
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
 
-class PretrainedDenoiser(Denoiser):
+class PretrainedDenoiser(TrainableDenoiser):
     """A transformers causal-LM class with bidirectional attention, used as a masked denoiser.
 
     Padding on the left is masked out of attention and positions count from the first real token, so a padded row
@@ -66,15 +67,15 @@ class PretrainedDenoiser(Denoiser):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def encode(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
-        padded = attention_mask is not None and not attention_mask.all()
+        first: Tensor | int = 0
         padding = {}
-        if padded:
+        if attention_mask is not None and not attention_mask.all():
+            first = attention_mask.int().argmax(dim=1, keepdim=True)
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
             padding = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
         features = self.causal_lm.model(input_ids=tokens, use_cache=False, **padding).last_hidden_state
         features = features.to(tokens.device)  # with a device map they may end up elsewhere
         if self.shifted:
-            first = attention_mask.int().argmax(dim=1, keepdim=True) if padded else 0
             columns = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
             features = _take(features, (columns - 1).clamp(min=first))
         return features
@@ -101,9 +102,10 @@ class PretrainedDenoiser(Denoiser):
 
     def _first_layer_not_finite(self, tokens: Tensor, attention_mask: Tensor) -> str | None:
         """The module that first gives a value at a real token that is no number."""
-        found, hooks = [], []
+        found: list[str] = []
+        hooks = []
 
-        def look(name: str, output: object) -> None:
+        def look(name: str, output: Any) -> None:
             output = output[0] if isinstance(output, tuple) else output
             known = isinstance(output, Tensor) and output.shape[:2] == attention_mask.shape
             if known and not output[attention_mask.to(output.device)].isfinite().all():
@@ -176,11 +178,10 @@ def load_denoiser(
     if str(name_or_path) == "oracle":
         return OracleDenoiser.default("cpu" if device == "auto" else device)
     given = f"denoiser={str(name_or_path)!r}"
-    dtype_given = dtype
-    if isinstance(dtype, str) and dtype != "auto":
-        dtype = DTYPES.get(dtype)
-    if not (dtype == "auto" or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
-        raise ValueError(f"dtype={dtype_given!r}: must be 'auto', a floating torch dtype, or one of {sorted(DTYPES)}.")
+    known = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if not (known == "auto" or (isinstance(known, torch.dtype) and known.is_floating_point)):
+        raise ValueError(f"dtype={dtype!r}: must be 'auto', a floating torch dtype, or one of {sorted(DTYPES)}.")
+    dtype = known
     if device_map is not None and device != "auto":
         raise ValueError(f"device={str(device)!r}: leave it out where device_map is given; the map says the devices.")
     try:
@@ -239,10 +240,10 @@ def _load_adapter(given: str, folder: Path, **options) -> PretrainedDenoiser:
         denoiser = load_denoiser(base, **options)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{given}: the adapter's base cannot be loaded: {error}") from error
-    if denoiser.model is not denoiser.causal_lm:
+    if not isinstance(denoiser, PretrainedDenoiser) or denoiser.model is not denoiser.causal_lm:
         raise ValueError(f"{given}: the adapter's base {base!r} is an adapter itself; merge the two first.")
     with checkpoints.reading(given, "the adapter"):
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning:
             raise ValueError(f"{given}: peft_type={raw['peft_type']!r} writes into the prompt; LoRA can be read.")
         config.inference_mode = True

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm_gym import decoding
 from dllm_gym.denoisers.base import Denoiser
-from dllm_gym.types import Action, Canvas, Observation, Prediction
+from dllm_gym.types import Action, Canvas, Indices, Observation, Prediction
 
 EVERY = slice(None)
 """All rows."""
@@ -49,7 +49,7 @@ class DecodingSession:
         canvas = decoding.blank(list(prompts), gen_length, denoiser.mask_token_id)
         return cls(denoiser, canvas, block_length, **settings)
 
-    def begin(self, rows: Sequence[int], prompts: Sequence[Tensor]) -> None:
+    def begin(self, rows: Indices, prompts: Sequence[Tensor]) -> None:
         """Put new prompts into some rows, whose completions are then fully masked."""
         for row, tokens in zip(rows, prompts, strict=True):
             self._prompts[row] = tokens

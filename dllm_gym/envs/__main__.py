@@ -20,7 +20,7 @@ SECTIONS = {
 def page() -> str:
     """Markdown; what is not written as a page is quoted as it stands."""
     sections = [f"## {title}\n\n```text\n{inspect.getdoc(kind)}\n```" for title, kind in SECTIONS.items()]
-    whole = inspect.getdoc(UnmaskingEnv).replace("\n\nRaises:", f"\n\n{settings_table()}\n\nRaises:")
+    whole = (inspect.getdoc(UnmaskingEnv) or "").replace("\n\nRaises:", f"\n\n{settings_table()}\n\nRaises:")
     return "\n\n".join([f"# The environment\n\n{whole}", *sections])
 
 

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.rewards import get_reward
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import Task
-from dllm_gym.types import Action, Canvas, Observation, Problem
+from dllm_gym.types import Action, Canvas, Indices, Observation, Problem
 
 
 @dataclass
@@ -68,9 +68,9 @@ class Episodes:
         self.task = _make_task(task, settings, self.denoiser)
         settings = settings.resolved(self.task, self.denoiser)
         self.num_rows = num_rows
-        self.gen_length: int = settings.gen_length
-        self.block_length: int = settings.block_length
-        self.max_steps: int = settings.max_steps
+        self.gen_length = cast(int, settings.gen_length)
+        self.block_length = cast(int, settings.block_length)
+        self.max_steps = cast(int, settings.max_steps)
         self.temperature = settings.temperature
         self.confidence_k = settings.confidence_k
         self.reward = get_reward(settings.reward)
@@ -80,8 +80,10 @@ class Episodes:
         self.session = DecodingSession.blank(
             self.denoiser, nothing, self.gen_length, self.block_length, stop_at_eos=settings.stop_at_eos
         )
-        self.problems: list[Problem | None] = [None] * num_rows
-        self.rngs: list[np.random.Generator | None] = [None] * num_rows
+        self.problems: list[Any] = [None] * num_rows
+        """A `Problem` in every row that has begun."""
+        self.rngs: list[Any] = [None] * num_rows
+        """A NumPy generator in every row that has begun."""
         self.clear()
         self.encode_prompt(self.task[0])
 
@@ -106,7 +108,7 @@ class Episodes:
         """``[num_rows, L]`` float32: the denoiser's probability of the token it would write, 0 where it writes none."""
         return torch.where(self.observation.masked, self.observation.probability, 0.0)
 
-    def begin(self, rows: Sequence[int], problems: Sequence[int | None] | None = None) -> None:
+    def begin(self, rows: Indices, problems: Sequence[int | None] | None = None) -> None:
         """Put problems into rows: by index, or drawn by the row's generator where None."""
         for i, row in enumerate(rows):
             index = None if problems is None else problems[i]
@@ -125,13 +127,13 @@ class Episodes:
         if not rows.any():
             return self.observation
         whole = bool(rows.all())
-        index = slice(None) if whole else torch.as_tensor(np.flatnonzero(rows), device=self.device)
+        index: slice | Tensor = slice(None) if whole else torch.as_tensor(np.flatnonzero(rows), device=self.device)
         uniforms = None
         if self.temperature > 0:
             drawn = [self.rngs[row].random(self.gen_length, dtype=np.float32) for row in np.flatnonzero(rows)]
             uniforms = torch.as_tensor(np.stack(drawn), device=self.device)
         seen, _ = self.session.observe(index, self.confidence_k, self.temperature, uniforms)
-        self.observation = seen if whole else self.observation.put(index, seen)
+        self.observation = seen if isinstance(index, slice) else self.observation.put(index, seen)
         return self.observation
 
     def commit(self, action: Action) -> list[Finished]:
@@ -208,8 +210,8 @@ class Episodes:
         texts = decoding.completions(ended, self.end_tokens)
         nfe, log_likelihood = ended.steps.tolist(), decoding.log_likelihood(ended).tolist()
         finished = [
-            self.judge(row, self.problems[row], text, *figures, bool(limited[row]))
-            for row, text, *figures in zip(rows.tolist(), texts, nfe, log_likelihood, strict=True)
+            self.judge(row, self.problems[row], text, steps, likelihood, bool(limited[row]))
+            for row, text, steps, likelihood in zip(rows.tolist(), texts, nfe, log_likelihood, strict=True)
         ]
         self.active[rows] = False
         self.observation = self.observation.put(index, self._empty_observation(ended))

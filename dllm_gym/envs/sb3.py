@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -33,7 +33,7 @@ def make_sb3_env(id: str, num_envs: int, seed: int | None = None, **kwargs: Any)
         TypeError, ValueError: an argument that there is not, or one out of range, as from `UnmaskingEnv`.
         gymnasium.error.Error: an id that is not registered.
     """
-    env = SB3VecEnv(gym.make_vec(id, num_envs=num_envs, **kwargs))
+    env = SB3VecEnv(cast(UnmaskingVectorEnv, gym.make_vec(id, num_envs=num_envs, **kwargs)))
     if seed is not None:
         env.seed(seed)
     return env
@@ -90,7 +90,7 @@ class SB3VecEnv(VecEnv):
     def get_images(self) -> Sequence[np.ndarray | None]:
         return self.env.render() if self.render_mode == "rgb_array" else [None] * self.num_envs
 
-    def render(self, mode: str | None = None) -> np.ndarray | str | None:
+    def render(self, mode: str | None = None) -> Any:
         """One picture of all rows, or their texts one after the other."""
         if self.render_mode == "ansi" and mode in (None, "ansi"):
             return "\n\n".join(self.env.render())

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.names import find
@@ -92,16 +93,16 @@ def takes_settings(init: Callable) -> Callable:
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
         for f in dataclasses.fields(EnvSettings)
     ]
-    init.__signature__ = signature.replace(parameters=[*own, *fields])
+    init.__signature__ = signature.replace(parameters=[*own, *fields])  # type: ignore[attr-defined]
     return init
 
 
 def settings_table() -> str:
     """The settings as a Markdown table: name, default, and the string below the field."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(EnvSettings))).body[0].body
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(EnvSettings))).body
     rows = ["| argument | default | meaning |", "| --- | --- | --- |"]
-    for field, doc in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+    for field, doc in pairwise(cast(ast.ClassDef, tree).body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and field.value:
             text = " ".join(ast.literal_eval(doc.value).split())
-            rows.append(f"| `{field.target.id}` | `{ast.unparse(field.value)}` | {text} |")
+            rows.append(f"| `{ast.unparse(field.target)}` | `{ast.unparse(field.value)}` | {text} |")
     return "\n".join(rows)

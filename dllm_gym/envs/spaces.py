@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ SIGNALS = ("confidence", "entropy", "token", "probability")
 def observation_space(episodes: Episodes, observe: tuple[str, ...]) -> spaces.Dict:
     """The space of one row's observation. Raises ValueError for a signal that does not exist."""
     length, vocabulary = episodes.gen_length, episodes.denoiser.vocab_size
-    signals = {
+    signals: dict[str, spaces.Space] = {
         "confidence": spaces.Box(0.0, 1.0, (length, episodes.confidence_k), np.float32),
         "entropy": spaces.Box(0.0, math.ceil(math.log(vocabulary)), (length,), np.float32),
         "token": spaces.Box(0, vocabulary - 1, (length,), np.int64),
@@ -47,9 +47,9 @@ def observation_dict(observation: Observation, observe: tuple[str, ...]) -> dict
     }
 
 
-def flat_space(space: spaces.Dict) -> spaces.Box:
+def flat_space(space: spaces.Space) -> spaces.Box:
     """The space of `flat` for one row."""
-    flat = spaces.flatten_space(space)
+    flat = cast(spaces.Box, spaces.flatten_space(space))
     return spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -10,6 +9,7 @@ import numpy as np
 
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.rendering import Frame
+from dllm_gym.types import Indices
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Trace:
         self.notes = [""] * episodes.num_rows
         self._look()
 
-    def begin(self, rows: Sequence[int]) -> None:
+    def begin(self, rows: Indices) -> None:
         for row in rows:
             self.events[row] = []
             self.notes[row] = ""

@@ -173,13 +173,13 @@ class UnmaskingVectorEnv(VectorEnv):
             if seeds[row] is not None or self.episodes.rngs[row] is None:
                 self.episodes.rngs[row], _ = seeding.np_random(seeds[row])
 
-    def _show(self) -> dict[str, Any]:
+    def _show(self) -> Any:
         """Observations nobody else will write to: NumPy copies, or the tensors themselves (never changed in place)."""
         shown = self._shown()
         return shown if self.output == "torch" else _to_numpy(shown)
 
-    def _shown(self) -> dict[str, Tensor] | Tensor:
-        """The rows' observations, batch first."""
+    def _shown(self) -> Any:
+        """The rows' observations, batch first: a dict of tensors, or one tensor."""
         return observation_dict(self.episodes.observation, self.observe)
 
     def _details(self, unmasked: Tensor) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ class UnmaskingVectorEnv(VectorEnv):
         return infos
 
 
-def _to_numpy(shown: dict[str, Tensor] | Tensor) -> dict[str, np.ndarray] | np.ndarray:
+def _to_numpy(shown: Any) -> Any:
     if isinstance(shown, dict):
         return {name: _to_numpy(tensor) for name, tensor in shown.items()}
     return shown.cpu().numpy().copy()

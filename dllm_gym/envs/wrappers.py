@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from dllm_gym.decoding import best_n, with_best
+from dllm_gym.envs.episodes import Episodes
 from dllm_gym.envs.spaces import flat, flat_space
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -40,7 +41,7 @@ def make_form(task: str | Task, form: str, **settings: Any) -> gym.Env:
     return FlatObservation(kind(UnmaskingEnv(task, **settings), **own))
 
 
-make_form.metadata = UnmaskingEnv.metadata  # where `gym.make` looks the render modes up
+make_form.metadata = UnmaskingEnv.metadata  # type: ignore[attr-defined]  # where `gym.make` looks the render modes up
 
 
 def make_vector_form(task: str | Task, num_envs: int = 1, *, form: str, **settings: Any) -> FormVectorEnv:
@@ -64,7 +65,7 @@ class _Form(gym.ActionWrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env, **arguments: Any):
         RecordConstructorArgs.__init__(self, **arguments)
         gym.ActionWrapper.__init__(self, env)
-        self.action_space = self.space(env.unwrapped.episodes.gen_length, **arguments)
+        self.action_space = self.space(_episodes(env).gen_length, **arguments)
 
     @staticmethod
     def space(length: int, /) -> spaces.Space:
@@ -90,7 +91,7 @@ class _Form(gym.ActionWrapper, RecordConstructorArgs):
         return cls.positions(torch.as_tensor(np.array(actions, space.dtype), device=seen.masked.device), seen)
 
     def action(self, action: Any) -> np.ndarray:
-        seen = self.unwrapped.episodes.observation
+        seen = _episodes(self).observation
         return self.unmask([action], self.action_space, seen)[0].cpu().numpy().astype(np.int8)
 
 
@@ -162,10 +163,14 @@ class Position(_Form):
 
     def action_masks(self) -> np.ndarray:
         """``[L]`` bool: the eligible positions."""
-        return self.unwrapped.episodes.observation.eligible[0].cpu().numpy().copy()
+        return _episodes(self).observation.eligible[0].cpu().numpy().copy()
 
     def _mask(self) -> dict[str, np.ndarray]:
         return {"action_mask": self.action_masks().astype(np.int8)}
+
+
+def _episodes(env: gym.Env) -> Episodes:
+    return cast(UnmaskingEnv, env.unwrapped).episodes
 
 
 class FlatObservation(gym.ObservationWrapper, RecordConstructorArgs):
@@ -231,4 +236,4 @@ class PositionVectorEnv(FormVectorEnv):
         return super()._details(unmasked) | {"action_mask": self.episodes.observation.eligible.to(torch.int8)}
 
 
-FORMS = {"topk": TopK, "threshold": Threshold, "position": Position}
+FORMS: dict[str, type[_Form]] = {"topk": TopK, "threshold": Threshold, "position": Position}

@@ -84,7 +84,7 @@ class Task(ABC):
                 f"dataset='hub': there is no standard {self.name} set on the hub; "
                 f"give the path of a local .jsonl, .csv or .parquet file with {self.columns}."
             )
-        self.dataset = {None: EMBEDDED, "hub": self.hub_id}.get(dataset, dataset)
+        self.dataset: str = {None: EMBEDDED, "hub": self.hub_id}.get(dataset, dataset)  # type: ignore[assignment]
         self.template = self.template if prompt_template is None else _read_template(prompt_template)
         self.rows = self._load_rows(split)
         self.few_shot = few_shot

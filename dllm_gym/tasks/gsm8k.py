@@ -111,7 +111,8 @@ def value(term: Term) -> int:
 def _draw_terms(form: str, rng: np.random.Generator) -> list[Term]:
     """Numbers for a signed sum: every partial sum, in the order of the story, within 1..LARGEST."""
     while True:
-        terms, total = [], 0
+        terms: list[Term] = []
+        total = 0
         for part in form.split():
             largest, count = (9, 2) if "*" in part else (15 if terms else 30, 1)
             factors = rng.integers(2, largest + 1, size=count)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from dllm_gym.agents.environment import EnvConfig, make_env
-from dllm_gym.agents.samplers.spec import make_sampler
+from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.terminal import console
 from dllm_gym.agents.trainers.denoiser import load_objective, trainer
 from dllm_gym.agents.trainers.denoiser.learner import Learner, Scorer
@@ -132,9 +132,9 @@ def on_task(name: str, env: EnvConfig) -> Contestant:
     config.check()
     accelerator = trainer.make_accelerator(config)
     denoiser = load_denoiser(env.denoiser_name, accelerator.device, env.dtype)
-    environment = make_env(replace(config.env, denoiser=denoiser))
+    environment = make_env(config.env, denoiser=denoiser)
     trainer.check_masking(config, environment)
-    sampler = make_sampler(config.sampler)
+    sampler = make_stepwise(config.sampler)
     learner = Learner(denoiser, config, loss, accelerator)
     return Contestant(
         learner,

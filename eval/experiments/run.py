@@ -95,7 +95,8 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
         for validation in ([False, True] if grid.validation else [False])
     ]
     spawn = multiprocessing.get_context("spawn")
-    failures, lost = [], set()
+    failures: list[str] = []
+    lost = set()
     with ProcessPoolExecutor(config.workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             jobs = [pool.submit(_train, whole.train[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
@@ -106,11 +107,11 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
                     print(f"trained {folder_of}", flush=True)
             needs = {point: trained(*whole.cells[point.name].variants()[point.variant]) for point in cells}
             possible = [point for point in cells if not lost & {(text, point.seed) for text in needs[point]}]
-            jobs = [pool.submit(_evaluate, whole, point, folder, config) for point in possible]
-            found = {(point.name, point.variant): [] for point in cells}
+            evaluations = [pool.submit(_evaluate, whole, point, folder, config) for point in possible]
+            found: dict[tuple[str, int], list[Cell]] = {(point.name, point.variant): [] for point in cells}
             choosing: dict[tuple[str, int], list[Cell]] = {}
-            for point, job in zip(possible, jobs, strict=True):
-                if cell := _result(job, f"evaluation {point}", failures):
+            for point, evaluation in zip(possible, evaluations, strict=True):
+                if cell := _result(evaluation, f"evaluation {point}", failures):
                     of = choosing if point.validation else found
                     of.setdefault((point.name, point.variant), []).append(cell)
                     print(f"evaluated {point}", flush=True)

@@ -262,7 +262,7 @@ def test_sampling_distribution_against_recursion(seed, block_length):
 )
 def test_the_environment_samples_from_that_distribution(policy, distance, oracle):
     env = gym.make_vec("MaskedDiffusion-Oracle-v0", num_envs=512, denoiser=oracle, temperature=1.0)
-    rollout = collect(env, policy, range(8000), keep_steps=False)
+    rollout = collect(env, policy, range(8000))
     index = (rollout.tokens * 4 ** torch.arange(3, -1, -1)).sum(dim=1)
     sampled = torch.bincount(index, minlength=256).double() / 8000
     # "random" is no function of the canvas; whatever its order, the oracle's joint comes out.

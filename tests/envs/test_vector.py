@@ -506,8 +506,7 @@ def test_collect_tells_the_sampler_whether_to_explore(empty_action, first, scrip
 def test_collect_fills_its_rows_and_computes_no_others(moody):
     env = UnmaskingVectorEnv(ScriptedTask(), 4, denoiser=moody, max_steps=3)
     moody.calls.clear()
-    rollout = collect(env, make_policy("left-to-right", k=2), PROBLEMS, keep_steps=False)
-    assert rollout.observation is rollout.picks is rollout.log_prob is rollout.episode is None
+    rollout = collect(env, make_policy("left-to-right", k=2), PROBLEMS)
     assert moody.calls == [4, 4, 4, 4, 3, 3] and sum(moody.calls) == rollout.nfe.sum()
     ended = {one.number: one.end for one in play(env, make_policy("left-to-right", k=2), PROBLEMS)}
     assert sorted(ended) == list(range(11))

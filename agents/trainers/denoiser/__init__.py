@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dllm_gym.agents.trainers.denoiser.objective import Loss, TrainerConfig
 
 OBJECTIVES = {
     "spg": ("spg", "SPGConfig", "spg_loss"),
@@ -18,7 +22,7 @@ OBJECTIVES = {
 """Name -> module of this folder, its config, its loss."""
 
 
-def load_objective(name: str) -> tuple[type, object]:
+def load_objective(name: str) -> tuple[type[TrainerConfig], Loss]:
     """Config and loss of an objective. Raises ValueError for an unknown name."""
     if name not in OBJECTIVES:
         raise ValueError(f"objective={name!r}: must be one of {', '.join(OBJECTIVES)}.")

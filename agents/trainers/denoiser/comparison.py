@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dllm_gym.agents.environment import EnvConfig, make_env
@@ -44,11 +45,11 @@ def compare(
     env: EnvConfig,
     trained: Denoiser,
     algorithm: str,
-    learned: dict[str, Sampler] | None = None,
+    learned: Mapping[str, Sampler] | None = None,
 ) -> dict:
     """The table, on the config's samplers and on ``learned`` ones."""
     before = load_denoiser(env.denoiser_name, trained.device, env.dtype)
-    samplers = {text: make_stepwise(text, device=trained.device) for text in config.samplers} | (learned or {})
+    samplers = {text: make_stepwise(text, device=trained.device) for text in config.samplers} | dict(learned or {})
     results = {
         name: evaluate_denoiser(denoiser, samplers, config.problems, env)
         for name, denoiser in (("before", before), (algorithm, trained))
@@ -65,11 +66,11 @@ def compare(
 
 
 def evaluate_denoiser(
-    denoiser: Denoiser, samplers: dict[str, Sampler], problems: int, env: EnvConfig
+    denoiser: Denoiser, samplers: Mapping[str, Sampler], problems: int, env: EnvConfig
 ) -> dict[str, Evaluation]:
     """Each sampler on the first problems of the test split, tokens the argmax."""
     confidence_k = max(env.confidence_k, *(sampler.confidence_k for sampler in samplers.values()))
-    made = make_env(replace(env, denoiser=denoiser, temperature=0.0, confidence_k=confidence_k), "test")
+    made = make_env(env, "test", denoiser=denoiser, temperature=0.0, confidence_k=confidence_k)
     indices = range(min(problems, len(made.episodes.task)))
     return {text: evaluate(made, sampler, indices) for text, sampler in samplers.items()}
 

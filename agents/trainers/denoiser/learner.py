@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,14 +19,14 @@ from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding import pad_left
 from dllm_gym.decoding.corruption import Corruption, completion_mask, corrupt, corrupted_canvas
-from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.denoisers.base import TrainableDenoiser
 from dllm_gym.types import Score
 
 
 class Scorer(nn.Module):
     """`Denoiser.score` as the forward of a module, which is what accelerate wraps for several processes."""
 
-    def __init__(self, denoiser: Denoiser, temperature: float):
+    def __init__(self, denoiser: TrainableDenoiser, temperature: float):
         super().__init__()
         self.model = denoiser.model
         self._denoiser = [denoiser]  # not a submodule
@@ -39,7 +40,7 @@ class Scorer(nn.Module):
 class Learner:
     """A denoiser in training: its weights, optimiser, reference, and the update on a batch of completions."""
 
-    def __init__(self, denoiser: Denoiser, config: TrainerConfig, loss: Loss, accelerator: Accelerator):
+    def __init__(self, denoiser: TrainableDenoiser, config: TrainerConfig, loss: Loss, accelerator: Accelerator):
         self.denoiser, self.config, self.loss, self.accelerator = denoiser, config, loss, accelerator
         self.processes = Processes(accelerator)
         self.end_tokens = torch.tensor(sorted(denoiser.eos_token_ids), device=denoiser.device)
@@ -121,7 +122,7 @@ class Learner:
         later = maskings[1:] if config.uses_old else []
         old = [[frozen(unwrapped, corruption, rows) for rows in chunks] for corruption in later]
         totals: dict[str, Tensor] = {}
-        before = None
+        before: Score | None = None
         self.denoiser.model.train()
         for inner, corruption in enumerate(maskings):
             for i, rows in enumerate(chunks):
@@ -130,14 +131,14 @@ class Learner:
                     new = score(self.scorer, corruption, rows)
                     detached = Score(new.log_prob.detach(), new.centred_logit.detach())
                     before = detached if before is None else before
-                    reference = None
+                    reference = detached
                     if config.uses_reference:
                         with self._without_adapters():
                             reference = frozen(self.reference, corruption, rows)
                     loss, metrics = self.loss(
                         Batch(
                             new=new,
-                            old=(old[inner - 1][i] if inner else detached) if config.uses_old else None,
+                            old=old[inner - 1][i] if inner and config.uses_old else detached,
                             reference=reference,
                             corruption=corruption[rows],
                             length=completion[rows].sum(dim=1).float(),
@@ -151,6 +152,7 @@ class Learner:
                     totals[name] = totals.get(name, 0.0) + value.detach() / config.inner_iterations
             norm = self._step()
         self.denoiser.model.eval()
+        assert before is not None  # there is at least one chunk
         scored = maskings[0][chunks[0]].scored
         change = frozen(unwrapped, maskings[0], chunks[0]).log_prob - before.log_prob
         step_kl = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / self.processes.count
@@ -183,7 +185,8 @@ class Learner:
     def _step(self) -> Tensor:
         for name, p in self.parameters.items():
             if self.masters[name] is not p:
-                self.masters[name].grad, p.grad = p.grad.float(), None
+                gradient, p.grad = p.grad, None
+                self.masters[name].grad = None if gradient is None else gradient.float()
         norm = self.accelerator.clip_grad_norm_(list(self.masters.values()), self.config.max_grad_norm)
         for optimizer in self.optimizers:
             if norm.isfinite():  # else the weights stay what they are, and the run ends with what it logs
@@ -210,8 +213,8 @@ def make_optimizers(
         matrices = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     by_muon = [p for name, p in weights.items() if name in matrices]
     by_adamw = [p for name, p in weights.items() if name not in matrices]
-    shared = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    optimizers = []
+    shared: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizers: list[torch.optim.Optimizer] = []
     if by_muon:
         optimizers.append(torch.optim.Muon(by_muon, **shared, adjust_lr_fn="match_rms_adamw"))
     if by_adamw:
@@ -232,6 +235,9 @@ def add_adapters(model: nn.Module, config: LoRAConfig) -> nn.Module:
     if unknown or not config.targets:
         raise ValueError(f"lora.targets={config.targets}: {unknown or 'nothing'} match no module of {linear}.")
     lora = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
     )
     return get_peft_model(model, lora).eval()  # decoding comes first, without dropout

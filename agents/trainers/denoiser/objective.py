@@ -151,10 +151,10 @@ class Batch:
 
     new: Score
     """``[n, B, L]``, with gradients; zeros where not scored."""
-    old: Score | None
-    """The same before the update, under the same maskings; None where the objective does not use it."""
-    reference: Score | None
-    """The same of the reference."""
+    old: Score
+    """The same before the update, under the same maskings; that of now, detached, where the objective ignores it."""
+    reference: Score
+    """The same of the reference, or as ``old``."""
     corruption: Corruption
     """The maskings: which tokens are scored, with what weight."""
     length: Tensor

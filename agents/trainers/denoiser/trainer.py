@@ -54,9 +54,7 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     accelerator = make_accelerator(config)
     denoiser = load_trainable(config.env, accelerator.device)
     sampler = make_stepwise(config.sampler, device=accelerator.device)
-    env = make_env(
-        replace(config.env, denoiser=denoiser), confidence_k=max(config.env.confidence_k, sampler.confidence_k)
-    )
+    env = make_env(config.env, denoiser=denoiser, confidence_k=max(config.env.confidence_k, sampler.confidence_k))
     check_masking(config, env)
     learner = Learner(denoiser, config, loss, accelerator)
     run = Run(algorithm, config, learner.processes)

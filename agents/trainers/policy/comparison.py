@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def report(folder: Path, config: ReportConfig, env_config: EnvConfig, learned: d
     rows = {label: result.summary() for label, result in results.items()}
     last, best = list(learned)[-1], f"threshold {chosen:g}"
     difference = results[last].reward - results[best].reward
-    summary = {
+    summary: dict[str, Any] = {
         "env": asdict(env_config),
         "problems": len(problems),
         "chosen_threshold": chosen,
@@ -100,7 +101,7 @@ def choose_threshold(env, config: ReportConfig, problems) -> tuple[float, dict[f
         threshold: float(evaluate(env, make_policy("threshold", threshold=threshold), problems).reward.mean())
         for threshold in config.thresholds
     }
-    return max(rewards, key=rewards.get), rewards
+    return max(rewards, key=lambda threshold: rewards[threshold]), rewards
 
 
 def print_table(summary: dict, learned: list[str]) -> None:

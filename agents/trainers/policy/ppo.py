@@ -171,7 +171,7 @@ def train(config: PPOConfig) -> Path:
                     metrics |= {"entropy": entropy.detach(), "gradient_norm": norm}
                     log.append({name: value.item() for name, value in metrics.items()})
 
-            metrics = {name: sum(row[name] for row in log) / len(log) for name in log[0]} | {
+            means = {name: sum(row[name] for row in log) / len(log) for name in log[0]} | {
                 "reward": rollout.reward.mean().item(),
                 "accuracy": rollout.correct.float().mean().item(),
                 "nfe": rollout.nfe.float().mean().item(),
@@ -181,7 +181,7 @@ def train(config: PPOConfig) -> Path:
                 "forwards": int(rollout.nfe.sum()),
                 "seconds": time.perf_counter() - since,
             }
-            run.record(metrics, problems)
+            run.record(means, problems)
         policy.save(run.folder / "policy", trained_in=vars(config.env))
         untrained = make_policy_network(config.policy, config.seed, device)
         run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "PPO": policy}))

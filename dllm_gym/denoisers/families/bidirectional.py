@@ -7,7 +7,7 @@ from pathlib import Path
 from dllm_gym.denoisers.families.base import Family
 from dllm_gym.denoisers.families.fields import require_known
 
-FIXED = {"quantization_config": [None], "use_sliding_window": [False, None]}
+FIXED: dict[str, list] = {"quantization_config": [None], "use_sliding_window": [False, None]}
 
 
 def read(given: str, folder: Path, raw: dict):
@@ -19,7 +19,7 @@ def read(given: str, folder: Path, raw: dict):
             f"{given}, is_causal={raw.get('is_causal', True)}: a causal language model; 'llama' and 'qwen2' can be "
             f"read with is_causal false, as `train_policy.py sft` and `PretrainedDenoiser.save` write it."
         )
-    classes = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+    classes: dict[str, tuple] = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
     model_class, config_class = classes[raw["model_type"]]
     require_known(given, raw, {*config_class().to_dict(), "rope_scaling", "rope_theta"}, FIXED)
     return model_class, config_class.from_pretrained(folder, local_files_only=True)

@@ -17,7 +17,7 @@ FIELDS = [
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
 ]
-FIXED = {
+FIXED: dict[str, list] = {
     "hidden_act": ["silu"],
     "use_sliding_window": [False, None],
     "use_mrope": [False, None],
@@ -30,7 +30,7 @@ def read(given: str, folder: Path, raw: dict):
     """The transformers class and config that config.json describes."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    return Qwen2ForCausalLM, Qwen2Config(**_settings(given, raw), is_causal=False)
+    return Qwen2ForCausalLM, Qwen2Config(**_settings(given, raw), is_causal=False)  # type: ignore[call-arg]
 
 
 def _settings(given: str, raw: dict) -> dict:

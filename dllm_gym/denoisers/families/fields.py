@@ -13,7 +13,7 @@ HARMLESS = {
 }
 """Fields that change nothing of the forward pass, or are read elsewhere here."""
 
-SHARED_FIXED = {
+SHARED_FIXED: dict[str, list] = {
     "attention_dropout": [0.0],
     "attention_bias": [False],
     "mlp_bias": [False],

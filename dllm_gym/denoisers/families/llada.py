@@ -31,7 +31,7 @@ NAMES = {
 """What transformers' Llama calls a module, and what LLaDA calls it."""
 
 FIELDS = "d_model n_layers n_heads vocab_size max_sequence_length rms_norm_eps".split()
-FIXED = {
+FIXED: dict[str, list] = {
     "block_type": ["llama"],
     "block_group_size": [1],
     "activation_type": ["silu"],
@@ -61,7 +61,7 @@ def read(given: str, folder: Path, raw: dict):
     """The transformers class and config that config.json describes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM, LlamaConfig(**_settings(given, raw), is_causal=False)
+    return LlamaForCausalLM, LlamaConfig(**_settings(given, raw), is_causal=False)  # type: ignore[call-arg]
 
 
 def _settings(given: str, raw: dict) -> dict:
