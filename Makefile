@@ -16,10 +16,16 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 
 # mypy on the packages as they are installed: agents/ and eval/ inside dllm_gym.
-types: $(VENV)/installed
-	rm -rf build/types && mkdir -p build/types/dllm_gym
-	ln -s $(CURDIR)/dllm_gym/* $(CURDIR)/agents $(CURDIR)/eval build/types/dllm_gym
-	cd build/types && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/setup.cfg -p dllm_gym
+types: $(VENV)/installed build/package
+	cd build/package && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/setup.cfg -p dllm_gym
+
+# The documentation as a site, build/site/index.html; warnings are errors.
+docs: $(VENV)/installed build/package
+	$(RUN) -m mkdocs build --quiet
+
+build/package: $(wildcard dllm_gym/*)
+	rm -rf $@ && mkdir -p $@/dllm_gym
+	ln -s $(CURDIR)/dllm_gym/* $(CURDIR)/agents $(CURDIR)/eval $@/dllm_gym
 
 # The tests on the oldest versions that setup.cfg promises.
 minimum:

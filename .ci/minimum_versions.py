@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".venv-minimum"
-TOOLS = ("setuptools", "ruff", "mypy")
+TOOLS = ("setuptools", "ruff", "mypy", "mkdocs-material", "mkdocstrings-python")
 """What builds the package or is not run by the tests."""
 
 
