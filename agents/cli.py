@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] not in ALGORITHMS:
         wanted = arguments and arguments[0] not in ("-h", "--help")
-        print(f"error: {arguments[0]!r} is no algorithm.\n" if wanted else "", end="", file=sys.stderr)
+        print(f"error: unknown algorithm {arguments[0]!r}.\n" if wanted else "", end="", file=sys.stderr)
         print(f"usage: train_policy.py {{{','.join(ALGORITHMS)}}} [--help] [flags]")
         return 2 if wanted or not arguments else 0
     name, flags = arguments[0], arguments[1:]

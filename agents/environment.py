@@ -24,7 +24,7 @@ class EnvConfig(EnvSettings):
     denoiser: str | None = field(default=None, kw_only=True)  # type: ignore[assignment]
     """"embedded", "embedded-early", a hub id or a folder; None takes the id's own: "embedded", or the oracle."""
     split: Suppress[str] = field(default="train", kw_only=True)
-    """Chosen by whoever makes the environment."""
+    """"train" or "test". Trainers and evaluations set it."""
     reward: str = field(default="multiplicative", kw_only=True)
     """"multiplicative" or "additive"."""
 

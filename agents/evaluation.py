@@ -27,15 +27,15 @@ class Evaluation:
     correct: np.ndarray
     """``[N]`` bool."""
     nfe: np.ndarray
-    """``[N]`` int64: denoiser forwards."""
+    """``[N]`` int64: number of denoiser forward passes."""
     reward: np.ndarray
     """``[N]`` float32."""
     score: np.ndarray
-    """``[N]`` float32: the verifier's."""
+    """``[N]`` float32: the verifier's score."""
     problem_ids: list[str]
     completions: list[str]
     undecided: list[str | None]
-    """``[N]``: None, or why there was no verdict, which counts as wrong."""
+    """``[N]``: None, or the reason why no verdict was reached. Such a completion counts as wrong."""
 
     def summary(self) -> dict[str, float | list[float] | dict[str, int]]:
         """Means with 95 % bootstrap intervals over problems: ``accuracy``, ``nfe``, ``reward``, and ``*_interval``.

@@ -34,11 +34,11 @@ class EvalConfig(CellConfig):
     """
 
     sampler: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # type: ignore[assignment]
-    """A heuristic with its arguments (``threshold:threshold=0.9``, ``random:k=2,seed=1``), Metropolis-Hastings
-    (``metropolis:alpha=4,steps=16``, with ``--env.temperature 1``), or the folder of a trained policy. Repeat the flag
-    for each sampler."""
+    """A heuristic with its arguments, for example ``threshold:threshold=0.9``; Metropolis-Hastings, for example
+    ``metropolis:alpha=4,steps=16`` with ``--env.temperature 1``; or the folder of a trained policy. Repeat the flag for
+    each sampler."""
     output: Path | None = None
-    """A .jsonl file of results. One that is there is continued: what it has is not done again."""
+    """Results file (.jsonl). An existing one is continued: its finished problems are not evaluated again."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,15 +21,15 @@ class CompareConfig:
     first: Annotated[Path, tyro.conf.Positional]
     """A results file."""
     second: Annotated[Path, tyro.conf.Positional]
-    """A results file; its cell is what the first one's is compared with."""
+    """A results file whose cell the first one's is compared with."""
     first_cell: str | None = None
-    """Which of several: the beginning of a key, or a sampler."""
+    """Which cell of the first file, if it has several: the beginning of its key, or its sampler."""
     second_cell: str | None = None
-    """The same of the second file."""
+    """Which cell of the second file, if it has several."""
     metrics: tuple[str, ...] = ("accuracy", "reward", "nfe")
-    """Of "accuracy", "reward", "score", "nfe", "pass@k"."""
+    """Metrics to compare: "accuracy", "reward", "score", "nfe", "pass@k"."""
     common: bool = False
-    """Compare on the problems that both have, where they are not the same."""
+    """If the problems differ, compare on those that both have."""
 
 
 def compare(config: CompareConfig) -> None:
@@ -38,7 +38,7 @@ def compare(config: CompareConfig) -> None:
     second = pick(read_results(config.second), config.second, config.second_cell)
     mine, theirs = ids(first), ids(second)
     if not mine or not theirs:
-        raise ValueError("no problem of the one or the other is finished yet: nothing to compare.")
+        raise ValueError("one of the results has no finished problems: there is nothing to compare.")
     if set(mine) != set(theirs):
         shared = len(set(mine) & set(theirs))
         if not config.common or not shared:

@@ -39,17 +39,17 @@ class CellConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     """The environment."""
     problems: int = 1000
-    """Number of problems; all, where the split has fewer."""
+    """Number of problems, or all if the split has fewer."""
     first: int = 0
     """Index of the first problem; a negative one counts from the end of the split."""
     samples: int = 1
-    """Completions a problem, for Pass@k."""
+    """Number of completions per problem, for Pass@k."""
     split: str = "test"
     """"test" or "train"."""
     seed: int = 0
-    """Of everything drawn: tokens at a temperature, samplers that draw."""
+    """Random seed for tokens and for samplers that draw."""
     films: int = 3
-    """Problems, the first ones, that are played once more to keep for the report's player how they were unmasked."""
+    """Number of problems to record for the report's player; they are decoded once more."""
 
     def check(self) -> None:
         """Refuse what cannot be. Raises ValueError."""

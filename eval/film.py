@@ -1,6 +1,6 @@
 """A picture of a canvas being unmasked: ``python -m dllm_gym.eval.film --sampler runs/... --output film.png``.
 
-A .png shows one row of the canvas a step; a .gif plays the steps.
+A .png shows one row of the canvas per step; a .gif plays the steps.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class FilmConfig:
     output: Path
     """A .png or a .gif file."""
     sampler: str = "threshold:threshold=0.9"
-    """As in dllm-eval."""
+    """A sampler, as in dllm-eval."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """The environment."""
     problem: int = 0
-    """Index into the split."""
+    """Index of the problem in the split."""
     split: str = "test"
     """"test" or "train"."""
     seed: int = 0
-    """Of a sampler that draws."""
+    """Random seed for a sampler that draws."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Figures of a finished evaluation: pure functions of arrays with one row a problem and one column a sample."""
+"""Figures of a finished evaluation: pure functions of arrays with one row per problem and one column a sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
         k: 1 to n.
 
     Returns:
-        ``[N]`` float64, one a problem.
+        ``[N]`` float64, one per problem.
 
     Raises:
         ValueError: k below 1 or above n.
@@ -68,8 +68,8 @@ def summary(cell) -> dict:
 
     ``accuracy``, ``nfe``, ``reward`` and their ``*_interval``; ``tokens_per_forward`` = response tokens / forwards
     (the end token is one of them); ``pass_at_k`` for k = 1, 2, 4, ... and n; ``entropy`` in nats, the mean of minus the
-    log-likelihood (that of whole completions at temperature 1 and one token a step, elsewhere not quite an entropy);
-    ``distinct`` texts a sample; ``undecided``, how many verdicts were not reached, by reason;
+    log-likelihood (that of whole completions at temperature 1 and one token per step, elsewhere not quite an entropy);
+    ``distinct`` texts per sample; ``undecided``, how many verdicts were not reached, by reason;
     ``tokens_per_second`` of response, None where the evaluation has not come to its end.
     """
     by_problem = {"accuracy": cell.correct, "nfe": cell.nfe, "reward": cell.reward}

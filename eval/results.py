@@ -34,11 +34,11 @@ class Cell:
     """One sampler on one environment."""
 
     key: str
-    """Twelve hex digits that follow from what was asked for."""
+    """Twelve hex digits, computed from what was asked for."""
     settings: dict
-    """All that the figures depend on; settings of the environment that the file lacks have their defaults."""
+    """Everything the figures depend on. Environment settings that the file lacks have their defaults."""
     problems: list[dict] = field(default_factory=list)
-    """Finished ones, by index."""
+    """Finished problems, ordered by index."""
     films: list[dict] = field(default_factory=list)
     end: dict | None = None
 
@@ -93,7 +93,7 @@ class ResultsFile:
         self._held.enter_context(held(self.path.with_name(f".{self.path.name}.lock"), f"results {str(self.path)!r}"))
         self.cells = {cell.key: cell for cell in read_results(self.path)} if self.path.exists() else {}
         if self.path.exists() and (text := self.path.read_text(encoding="utf-8")) and not text.endswith("\n"):
-            whole = _is_json(text[text.rfind("\n") + 1 :])  # else it was cut while it was written
+            whole = _is_json(text[text.rfind("\n") + 1 :])  # else its writing was interrupted
             write_text(self.path, text + "\n" if whole else text[: text.rfind("\n") + 1])
 
     def __enter__(self) -> ResultsFile:
@@ -117,7 +117,7 @@ class ResultsFile:
 def read_results(path: str | Path) -> list[Cell]:
     """The cells of a results file, finished or not.
 
-    A last line that was cut is dropped, and of problems that are there twice the last counts, both with a warning.
+    A truncated last line is dropped with a warning. Of problems that occur twice the last counts, with a warning.
 
     Raises:
         FileNotFoundError: no such file.
@@ -140,7 +140,10 @@ def read_results(path: str | Path) -> list[Cell]:
                 cells[key].add(kind, record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):  # no newline after it: writing it was interrupted
-                print(f"warning: {path}, line {number}: cut after {len(line)} characters, dropped.", file=sys.stderr)
+                print(
+                    f"warning: {path}, line {number}: truncated after {len(line)} characters; it is dropped.",
+                    file=sys.stderr,
+                )
                 continue
             raise ValueError(f"results {str(path)!r}, line {number}: not a result ({error!r}).") from None
     doubled = 0

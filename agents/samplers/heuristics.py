@@ -48,7 +48,7 @@ class Heuristic:
 
 @dataclass
 class Random(Heuristic):
-    """k random positions a step."""
+    """k random positions per step."""
 
     k: int = 1
     seed: int = 0
@@ -90,7 +90,7 @@ class Margin(Heuristic):
 
     def __call__(self, observation: Observation) -> Tensor:
         if observation.confidence.shape[-1] < 2:
-            raise ValueError("the margin sampler needs two probabilities a position: confidence_k=2 or more.")
+            raise ValueError("the margin sampler needs two probabilities per position: confidence_k=2 or more.")
         return best_n(observation.confidence[..., 0] - observation.confidence[..., 1], observation.eligible, self.k)
 
 
@@ -131,7 +131,7 @@ class Threshold(Heuristic):
 
     def __post_init__(self):
         if math.isnan(self.threshold):
-            raise ValueError("threshold=nan: must be a number; from 1 on, one token a step.")
+            raise ValueError("threshold=nan: must be a number; from 1 on, one token per step.")
 
     def __call__(self, observation: Observation) -> Tensor:
         confident = (observation.confidence[..., 0] > self.threshold) & observation.eligible

@@ -50,17 +50,17 @@ class Metropolis:
     """Independent Metropolis-Hastings chains; call `run`."""
 
     alpha: float = 2.0
-    """Exponent of the target, more than 0; 1 is the denoiser's own distribution."""
+    """Exponent of the target distribution, above 0; 1 is the denoiser's own distribution."""
     steps: int = 8
-    """Proposals of a chain after its first state; of every block, where there are blocks."""
+    """Number of proposals per chain after its first state, and per block if there are blocks."""
     proposal: str | Sampler | Callable[[Observation], Tensor] = "random"
-    """A heuristic's name, with its defaults, or any sampler."""
+    """Name of a heuristic, used with its defaults, or any sampler."""
     likelihood: str = "trajectory"
-    """Of a completion: "trajectory" or "elbo"."""
+    """How a completion's likelihood is computed: "trajectory" or "elbo"."""
     maskings: int = 8
-    """Of the "elbo"; even."""
+    """Number of maskings that the "elbo" averages over; must be even."""
     seed: int = 0
-    """Of tokens, positions, maskings and acceptance."""
+    """Random seed for tokens, positions, maskings and acceptance."""
     stepwise = False
     draws = True
 
@@ -224,7 +224,7 @@ class Chains:
     log_likelihood: Tensor
     """``[C, K + 1]`` float64, nats: log p of the state after each step; with several blocks, the sum over them."""
     nfe: Tensor
-    """``[C]`` int64: denoiser forwards of all proposals, those of the "elbo" among them."""
+    """``[C]`` int64: number of denoiser forward passes for all proposals, including those of the "elbo"."""
 
     @staticmethod
     def cat(parts: list[Chains]) -> Chains:

@@ -32,21 +32,21 @@ class PolicyConfig:
     """Architecture of a learned policy."""
 
     confidence_k: int = 1
-    """Confidences read per position; the environment's confidence_k must be at least this."""
+    """Number of confidences read per position; env.confidence_k must be at least as large."""
     hidden_dim: int = 128
-    """Width."""
+    """Width of the network."""
     mlp_dim: int = 512
     """Width of the feed-forward layer."""
     num_heads: int = 2
-    """Attention heads."""
+    """Number of attention heads."""
     use_index: bool = True
-    """Read each position's index too; the paper's policy does not (rotary attention only)."""
+    """Also read the index of each position; the paper's policy has rotary attention only."""
     distribution: str = "bernoulli"
-    """"bernoulli" or "dpls"."""
+    """Distribution over sets: "bernoulli" or "dpls" (dynamic Plackett-Luce)."""
     temperature: float = 1.0
-    """Logits are divided by it: 1 for full diffusion, 0.5 for small blocks (the paper's choice)."""
+    """Divides the logits. The paper uses 1 for full diffusion and 0.5 for small blocks."""
     initial_bias: float = -2.0
-    """Bias of the output logit at the start: few positions are unmasked at first."""
+    """Initial bias of the output logit; negative, so that few positions are unmasked at first."""
 
 
 class Trunk(nn.Module):

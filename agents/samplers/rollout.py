@@ -22,7 +22,7 @@ class Ended:
     """One finished episode."""
 
     number: int
-    """Its place among those that were asked for."""
+    """Index among the episodes that were asked for."""
     problem: Problem
     end: Finished
     tokens: Tensor
@@ -37,7 +37,7 @@ class StepLog:
     picks: list[Tensor] = field(default_factory=list)
     log_probs: list[Tensor] = field(default_factory=list)
     episodes: list[Tensor] = field(default_factory=list)
-    """The numbers of the episodes that took them."""
+    """Number of the episode that took each step."""
 
 
 def play(
@@ -58,8 +58,8 @@ def play(
         problems: indices into the environment's task, repeated for groups.
         seed: episode n draws its tokens (at temperature > 0) from a generator seeded by (seed, n), whatever the
             number of rows.
-        explore: choose as in training: an empty set stays empty, for the environment to deal with.
-        numbers: the n of each episode in its seed; None: 0, 1, ... For one part of many episodes.
+        explore: choose as in training, where an empty set is left to the environment's ``empty_action``.
+        numbers: the n of each episode in its seed; None means 0, 1, ... Give it to play one part of many episodes.
         log: where the steps are kept.
 
     Raises:

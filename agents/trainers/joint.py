@@ -32,27 +32,28 @@ class JointConfig:
     """Train the sampler and the denoiser in turns."""
 
     objective: str = "gdsd"
-    """The denoiser's: the name of any algorithm that trains one."""
+    """Objective for the denoiser: the name of any algorithm that trains one."""
     rounds: int = 4
-    """Rounds; the iterations of both trainers are divided among them."""
+    """Number of rounds; the iterations of both trainers are divided among them."""
     env: EnvConfig = field(default_factory=lambda: EnvConfig(id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early"))
     """The sampler's environment."""
     temperature: float = 1.0
-    """Of the token choice in the denoiser's phases; there alpha is 0."""
+    """Sampling temperature in the denoiser's phases, where alpha is 0."""
     grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
-    """The sampler's trainer; its env, seed and the like are the joint training's own flags, refused here."""
+    """The sampler's trainer. Its env, seed and the like are set by the joint training's own flags, and refused here."""
     denoiser: TrainerConfig = None  # type: ignore[assignment]
-    """The denoiser's trainer; its env, seed and the like are the joint training's own flags, refused here."""
+    """The denoiser's trainer. Its env, seed and the like are set by the joint training's own flags, and refused
+    here."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
     """The comparison at the end."""
     seed: int = 0
-    """Of both trainers."""
+    """Random seed of both trainers."""
     threads: int = 0
-    """Torch threads; 0: torch's choice."""
+    """Number of torch threads; 0 keeps torch's default."""
     checkpoint_every: int = 20
-    """Iterations of either kind between two checkpoints."""
+    """Number of iterations, of either kind, between checkpoints."""
     run_dir: str | None = None
-    """Folder of the run."""
+    """Folder of the run; None makes one in runs/."""
     resume: str | None = None
     """Folder of a run to continue."""
 

@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int):
-    """Torch's global generator seeded inside: initialisers know no other. Afterwards all global ones are as before."""
+    """Seed torch's global generator inside: weight initialisers accept no other generator. All are restored after."""
     python, legacy = random.getstate(), np.random.get_state()  # Stable-Baselines3 seeds them too
     try:
         with torch.random.fork_rng():

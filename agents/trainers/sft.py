@@ -38,39 +38,39 @@ class SFTConfig:
     """Train a tiny denoiser from scratch on embedded problems."""
 
     batch: dict[str, int] = field(default_factory=lambda: {"gsm8k": 112, "countdown": 72, "sudoku": 5})
-    """Examples of each task in one step of one process."""
+    """Number of examples of each task per step and process."""
     steps: int = 3000
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     hidden_size: int = 128
     """Width of the denoiser."""
     num_layers: int = 6
-    """Blocks."""
+    """Number of transformer blocks."""
     num_heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     muon_lr: float = 0.02
-    """Learning rate of Muon, for the matrices of the blocks."""
+    """Learning rate of Muon, which trains the matrices of the blocks."""
     adamw_lr: float = 3e-3
-    """Learning rate of AdamW, for embeddings and norms."""
+    """Learning rate of AdamW, which trains embeddings and norms."""
     weight_decay: float = 0.01
-    """Of Muon."""
+    """Weight decay of Muon."""
     warmup: int = 50
-    """Steps of linear warm-up."""
+    """Number of steps of linear warm-up."""
     flat: float = 0.4
-    """Share of the steps before the linear decay to zero begins."""
+    """Fraction of the steps before the linear decay to zero begins."""
     ema: float = 0.998
-    """Decay of the average of the weights, which is what is saved."""
+    """Decay of the moving average of the weights, which is what is saved."""
     bf16: bool = True
-    """Forward and backward in bfloat16, weights and optimisers in float32."""
+    """Run forward and backward passes in bfloat16; weights and optimisers stay in float32."""
     seed: int = 0
-    """Of weights, problems and masks."""
+    """Random seed for weights, problems and masks."""
     threads: int = 1
-    """Torch threads of a process; 0: torch's choice."""
+    """Number of torch threads per process; 0 keeps torch's default."""
     log_every: int = 50
-    """Steps between two lines of the log."""
+    """Number of steps between lines of the log."""
     checkpoint_every: int = 50
-    """Steps between two checkpoints, each with a denoiser folder `denoiser-<step>`."""
+    """Number of steps between checkpoints, each with a denoiser folder `denoiser-<step>`."""
     run_dir: str | None = None
-    """Folder of the run."""
+    """Folder of the run; None makes one in runs/."""
     resume: str | None = None
     """Folder of a run to continue."""
 

@@ -75,7 +75,7 @@ class Denoiser(ABC):
             canvas: B rows of L positions.
             k: probabilities per position.
             temperature: 0 for the argmax, else tokens are drawn from softmax(logits / temperature).
-            uniforms: ``[B, L]`` float32 in [0, 1), needed when temperature > 0: one number a position, read off the
+            uniforms: ``[B, L]`` float32 in [0, 1), needed when temperature > 0: one number per position, read off the
                 inverse distribution function, so that a row's draw does not depend on the rows beside it.
 
         Returns:

@@ -22,16 +22,16 @@ class UnmaskingEnv(gym.Env):
 
     ## Description
 
-    A masked diffusion language model (the *denoiser*, frozen) completes a prompt. The completion starts as L mask
-    tokens. At every step the denoiser predicts a token for each masked position, the agent chooses a SET of positions,
-    and the predicted tokens are written there. The episode ends when nothing is masked; then a verifier reads the
-    text, and the reward pays for a right answer in few steps. Unmask much at once and tokens that were predicted
-    independently contradict each other; unmask one at a time and it is slow. The problem is that of "learned unmasking
-    policies" (arXiv 2512.09106).
+    A frozen masked diffusion language model, the *denoiser*, completes a prompt. The completion starts as L mask
+    tokens. At each step, the denoiser predicts a token for every masked position, the agent chooses a SET of positions,
+    and the predicted tokens are written there. The episode ends when nothing is masked. A verifier then reads the text,
+    and the reward pays for a right answer in few steps. If many positions are unmasked at once, tokens that were
+    predicted independently may contradict each other; if they are unmasked one by one, decoding is slow. This is the
+    problem of "learned unmasking policies" (arXiv 2512.09106).
 
     ## Action Space
 
-    `MultiBinary(L)`: 1 where a position shall be unmasked. Bits at positions that are not eligible are ignored.
+    `MultiBinary(L)`: 1 at the positions to unmask. Positions that are not eligible are ignored.
 
     ## Observation Space
 
@@ -49,19 +49,19 @@ class UnmaskingEnv(gym.Env):
 
     ## Rewards
 
-    0 until the end. Then, with r the verifier's score and NFE the number of denoiser forwards:
+    0 until the end. Then, with r the verifier's score and NFE the number of denoiser forward passes:
     `r * ((L - min(NFE, L) + 1) / L) ** alpha` ("multiplicative"), or `r - alpha * NFE / L` ("additive").
 
     ## Starting State
 
-    A problem drawn from the task by the environment's generator, or `reset(options={"problem": index})`. All of the
-    completion is masked.
+    The environment's generator draws a problem from the task; `reset(options={"problem": index})` chooses one. The
+    whole completion is masked.
 
     ## Episode End
 
-    `terminated` when nothing is masked. Also after `max_steps` steps, with score 0 and `info["step_limit"]`: the limit
-    is part of this process; a truncation would make an agent bootstrap a value there, and so pay for stalling.
-    `truncated` is never set.
+    `terminated` is set when nothing is masked. It is also set after `max_steps` steps, with score 0 and
+    `info["step_limit"]`: the limit is part of the process. A truncation would make an agent bootstrap a value there,
+    which rewards stalling. `truncated` is never set.
 
     ## Information
 
@@ -79,10 +79,10 @@ class UnmaskingEnv(gym.Env):
     fields of `dllm_gym.envs.settings.EnvSettings`.
 
     Raises:
-        TypeError: an argument that there is not, with the one that is spelt most like it.
-        ValueError: an argument out of range, named with its value and what is allowed; an action of a wrong shape or
-            dtype; a problem that the denoiser cannot read or that does not fit into its context.
-        FloatingPointError: the denoiser's logits, a score or a reward are no finite numbers.
+        TypeError: an unknown argument; the message suggests the nearest one.
+        ValueError: an argument out of range; the message names its value and what is allowed. An action of the wrong
+            shape or dtype. A problem that the denoiser cannot read, or that does not fit into its context.
+        FloatingPointError: the denoiser's logits, a score or a reward are not finite.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": 2}

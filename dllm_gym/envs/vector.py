@@ -23,14 +23,14 @@ from dllm_gym.types import Action
 
 
 class UnmaskingVectorEnv(VectorEnv):
-    """Many rows of `UnmaskingEnv`, decoded together: every step is ONE denoiser forward for all rows.
+    """Many rows of `UnmaskingEnv`, decoded together: each step is one forward pass of the denoiser for all rows.
 
     Row i of an environment seeded s behaves as the single environment seeded s + i: the same problems, sets, tokens
     and rewards, confidences within 1e-5.
 
     Args:
         task, observe, settings: as in `UnmaskingEnv`.
-        num_envs: rows.
+        num_envs: number of rows.
         autoreset_mode: "SameStep" (default; the finished episode's observation and info are in
             ``infos["final_obs"]`` and ``infos["final_info"]``), "NextStep", or "Disabled" (reset rows with
             ``options={"reset_mask": ...}``; finished rows stay idle: their actions are ignored, they cost no forward

@@ -100,7 +100,7 @@ class TopK(_Form):
 
     Args:
         env: an `UnmaskingEnv`, wrapped or not.
-        max_unmask: most positions a step, 1 to L; None: ``min(L, 8)``.
+        max_unmask: most positions per step, 1 to L; None: ``min(L, 8)``.
     """
 
     def __init__(self, env: gym.Env, max_unmask: int | None = None):

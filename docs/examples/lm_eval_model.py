@@ -106,7 +106,7 @@ class DLLM(LM):
         return texts
 
     def loglikelihood(self, requests) -> list[tuple[float, bool]]:
-        """The ELBO, a lower bound (LLaDA, arXiv 2502.09992), and whether one token a step, the surest first, agrees."""
+        """The ELBO, a lower bound (LLaDA, arXiv 2502.09992), and whether decoding token by token agrees."""
         return [self.score(*request.args) for request in requests]
 
     def loglikelihood_rolling(self, requests) -> list[float]:

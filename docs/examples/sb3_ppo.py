@@ -1,7 +1,7 @@
 """Stable-Baselines3's PPO, unchanged, learns how many of the most confident tokens to unmask at each step.
 
-`make_sb3_env` decodes all rows in one forward; SB3's own `make_vec_env` takes the id too, one forward a row. For whole
-sets of positions see docs/sb3-ppo.md.
+`make_sb3_env` decodes all rows in one forward pass; SB3's own `make_vec_env` takes the id too, with one pass per row.
+For whole sets of positions see docs/sb3-ppo.md.
 """
 
 from stable_baselines3 import PPO

@@ -34,21 +34,21 @@ class ThroughputConfig:
     """Measure where the time goes."""
 
     env: EnvConfig = field(default_factory=lambda: EnvConfig(num_envs=32))
-    """The environment; tokens are the argmax whatever its temperature, but drawn where a trainer is measured."""
+    """The environment. Tokens are the argmax whatever its temperature, except when a trainer is measured."""
     threshold: float = 0.9
-    """Of the sampler."""
+    """Threshold of the sampler."""
     steps: int = 60
-    """Steps of the environments in one repeat."""
+    """Number of environment steps per repeat."""
     episodes: int = 256
-    """Completions decoded in one repeat."""
+    """Number of completions decoded per repeat."""
     repeats: int = 5
-    """Of every contestant, beside one to warm up."""
+    """Number of repeats per contestant, after one to warm up."""
     threads: int | None = None
-    """Threads of torch on the CPU; None: as it is."""
+    """Number of torch threads on the CPU; None keeps torch's default."""
     trainer: str | None = None
-    """Measure a trainer of the denoiser ("spg", "gdsd", ...) instead."""
+    """Name of a trainer of the denoiser ("spg", "gdsd", ...) to measure instead."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """With a trainer: a second denoiser, to measure at any size."""
+    """A second denoiser of any size, used when a trainer is measured."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,19 +28,19 @@ class Config:
     """Print the tables."""
 
     words: int = 4
-    """V, words of the vocabulary."""
+    """Number of words in the vocabulary (V)."""
     length: int = 4
-    """L, positions."""
+    """Number of positions (L)."""
     seeds: int = 5
-    """Tabular denoisers that come from no joint distribution."""
+    """Number of tabular denoisers that come from no joint distribution."""
     betas: tuple[float, ...] = (1.0, 1.5, 2.0)
-    """Renyi orders of the EUBO."""
+    """Rényi orders of the EUBO."""
     omega: float = 0.5
     """Share of the EUBO in SPG's mixture."""
     chains: int = 20_000
-    """Metropolis-Hastings chains."""
+    """Number of Metropolis-Hastings chains."""
     steps: int = 15
-    """Of a chain."""
+    """Number of steps per chain."""
 
 
 def policy_gradients(denoiser: TabularDenoiser, reward: Tensor, beta: float, omega: float) -> dict[str, Tensor]:

@@ -39,33 +39,33 @@ class ModelConfig:
     size: str = "flags"
     """"flags": the fields below; "llada-8b": the shape of LLaDA-8B, in bfloat16, with adapters of rank 128."""
     vocab_size: int = 32768
-    """Tokens."""
+    """Number of tokens in the vocabulary."""
     hidden_size: int = 256
-    """Width."""
+    """Width of the network."""
     mlp_size: int = 768
     """Width of the MLP."""
     layers: int = 2
-    """Blocks."""
+    """Number of transformer blocks."""
     heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     prompt_length: int = 64
-    """Tokens of a prompt."""
+    """Number of tokens per prompt."""
     gen_length: int = 256
-    """Tokens of a completion (L)."""
+    """Number of tokens per completion (L)."""
     batch: int = 8
-    """Completions an iteration (B)."""
+    """Number of completions per iteration (B)."""
     microbatch: int = 8
-    """Completions in one forward and backward pass."""
+    """Number of completions per forward and backward pass."""
     steps: int = 8
-    """Forwards in which a completion is decoded."""
+    """Number of forward passes in which a completion is decoded."""
     inner_iterations: int = 1
-    """Updates an iteration."""
+    """Number of updates per iteration."""
     lora_rank: int = 0
-    """0: train all weights."""
+    """Rank of the adapters; 0 trains all weights instead."""
     gradient_checkpointing: bool = False
     """Recompute the blocks in the backward pass."""
     dtype: str = "float32"
-    """Of the weights."""
+    """Dtype of the weights."""
 
     def resolved(self) -> ModelConfig:
         """With the fields of its size. Raises ValueError for an unknown size or dtype, or a number below 1."""

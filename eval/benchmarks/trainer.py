@@ -45,11 +45,11 @@ class Contestant:
 
     learner: Learner
     run: Callable[[], object]
-    """One iteration; of a task always the first: the same problems, seeds and masks."""
+    """Runs one iteration. On a task it is always the first, with the same problems, seeds and masks."""
     completions: int
-    """In one iteration."""
+    """Number of completions per iteration."""
     setting: str
-    """The rest that a reader needs to know."""
+    """The remaining settings, for the table."""
 
 
 def measure_trainer(name: str, env: EnvConfig, model: ModelConfig, repeats: int, threads: int | None) -> None:

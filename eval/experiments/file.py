@@ -3,7 +3,7 @@
 Keys (`Experiment`; an unknown one is refused with the nearest known):
 
 - ``claim``: the sentence that is put to the test;
-- ``train``: name -> ``{algorithm, settings}``, trained once a seed; ``settings`` are the flags of ``train_policy.py``;
+- ``train``: name -> ``{algorithm, settings}``, trained once per seed; ``settings`` are flags of ``train_policy.py``;
 - ``cells``: name -> ``{sampler, env, problems, samples, split, validation}``; a list of samplers, or a list in
   ``env``, is an axis: all combinations are evaluated. ``{name}`` in a sampler or in ``env.denoiser`` stands for what
   was trained;

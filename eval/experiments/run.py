@@ -42,13 +42,13 @@ class ExperimentConfig:
     file: Annotated[Path, tyro.conf.Positional]
     """A .yaml file."""
     folder: Path | None = None
-    """Where runs, results and tables lie; None: runs/experiments/ and the file's name."""
+    """Folder for runs, results and tables; None takes runs/experiments/ and the file's name."""
     seeds: int | None = None
-    """Instead of the file's."""
+    """Number of seeds, in place of the file's."""
     problems: int | None = None
-    """Instead of the cells'."""
+    """Number of problems, in place of the cells'."""
     workers: int = 2
-    """Processes, each with one thread."""
+    """Number of worker processes, each with one thread."""
 
 
 class Point(NamedTuple):
@@ -58,7 +58,7 @@ class Point(NamedTuple):
     variant: int
     seed: int
     validation: bool
-    """On the problems on which the best variant is chosen."""
+    """Whether it is on the problems on which the best variant is chosen."""
 
     @property
     def file(self) -> str:

@@ -31,11 +31,11 @@ class ReportConfig:
     results: tyro.conf.Positional[tuple[Path, ...]]
     """Files that dllm-eval wrote, and folders of training runs."""
     output: Path = Path("report.html")
-    """The page; the plots go to a folder beside it, report-plots for report.html."""
+    """The page to write. The plots go to a folder beside it, for example report-plots for report.html."""
     completions: int = 20_000
-    """Completions on the page, at most: the first problems of every cell. All of them count in the tables."""
+    """Maximum number of completions shown, from the first problems of every cell. All of them count in the tables."""
     overwrite: bool = False
-    """Replace the page where it exists."""
+    """Replace the page if it exists."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -83,7 +83,7 @@ def _front(axes, cells: list[dict], title: str, names: list[str]) -> None:
     nfe = [cell["summary"]["nfe"] for cell in cells]
     if max(nfe) > 5 * min(nfe):
         _log_axis(axes)
-    axes.set(xlabel="NFE (denoiser forwards a completion)", ylabel="accuracy % (95 % intervals)", title=title)
+    axes.set(xlabel="NFE (denoiser forwards per completion)", ylabel="accuracy % (95 % intervals)", title=title)
 
 
 def _passes(axes, cells: list[dict], title: str) -> None:

@@ -187,7 +187,7 @@ def test_a_file_that_was_cut_loses_its_last_line_only(tmp_path, capsys):
     path.write_text(text[:-30])
     (cell,) = read_results(path)
     assert len(cell.problems) == 3 and cell.end is None
-    assert f"{path}, line 5: cut after" in capsys.readouterr().err
+    assert f"{path}, line 5: truncated after" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

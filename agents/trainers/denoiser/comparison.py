@@ -22,11 +22,11 @@ class DenoiserReportConfig:
     """The comparison at the end of training."""
 
     problems: int = 512
-    """Held-out problems: the first of the test split."""
+    """Number of held-out problems, taken from the start of the test split."""
     samplers: tuple[str, ...] = ("confidence:k=1", "threshold:threshold=0.9")
-    """What decodes, at temperature 0."""
+    """Samplers to decode with, at temperature 0."""
     enabled: bool = True
-    """False: no comparison, only the trained denoiser."""
+    """Compare the trained denoiser with the original one at the end."""
 
 
 def report(folder: Path, config: DenoiserReportConfig, env: EnvConfig, trained: Denoiser, algorithm: str) -> dict:

@@ -25,7 +25,7 @@ class CoupledGRPOConfig(ratio.RatioConfig):
     """Train the denoiser with coupled-GRPO."""
 
     learning_rate: float = 2e-4
-    """Linear warm-up, then a cosine to zero."""
+    """Peak learning rate; linear warm-up, then a cosine to zero."""
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("coupled"))
     """How completions are masked."""
 

@@ -26,17 +26,17 @@ class DiffuGRPOConfig(ratio.RatioConfig):
     """Train the denoiser with diffu-GRPO."""
 
     learning_rate: float = 3e-4
-    """Linear warm-up, then a cosine to zero."""
+    """Peak learning rate; linear warm-up, then a cosine to zero."""
     corruption: CorruptionConfig = field(
         default_factory=lambda: CorruptionConfig("full", maskings=1, p_mask_prompt=0.15)
     )
     """How completions are masked."""
     inner_iterations: int = 4
-    """Updates on each batch, each with masks of its own."""
+    """Number of updates per batch; each draws its own masks."""
     clip: float = 0.5
-    """A token's ratio is held in [1 - clip, 1 + clip]."""
+    """Each token's probability ratio is clipped to [1 - clip, 1 + clip]."""
     kl_weight: float = 0.04
-    """Of the divergence from the reference."""
+    """Weight of the divergence from the reference."""
 
 
 def diffu_grpo_loss(batch: Batch, config: DiffuGRPOConfig) -> tuple[Tensor, dict[str, Tensor]]:

@@ -22,7 +22,7 @@ class ELBOPGConfig(TrainerConfig):
     """Train the denoiser with the ELBO policy gradient."""
 
     learning_rate: float = 3e-5
-    """Linear warm-up, then a cosine to zero."""
+    """Peak learning rate; linear warm-up, then a cosine to zero."""
 
     def learns_from(self, advantage: Tensor) -> Tensor:
         return advantage != 0

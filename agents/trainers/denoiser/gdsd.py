@@ -42,23 +42,24 @@ class GDSDConfig(TrainerConfig):
     """Train the denoiser with GDSD."""
 
     learning_rate: float = 6e-4
-    """Linear warm-up, then a cosine to zero."""
+    """Peak learning rate; linear warm-up, then a cosine to zero."""
     baseline: str = "leave-one-out"
-    """Of the advantage: "group-mean" or "leave-one-out"."""
+    """Baseline of the advantage: "group-mean" or "leave-one-out"."""
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("coupled"))
     """How completions are masked."""
     score: str = "log-prob"
-    """What is regressed: "log-prob", "elbo" (weighted as in it), or "centred-logit"."""
+    """Score to regress: "log-prob", "elbo" (weighted as in the ELBO), or "centred-logit"."""
     psi: float = 1.0
-    """Nats that a completion's score is to move per unit of advantage."""
+    """Number of nats by which a completion's score should move per unit of advantage."""
     negative: str = "lower"
-    """Completions with A <= 0: "lower" (by psi * |A|), or "zero" (left out)."""
+    """What to do with completions of advantage A <= 0: "lower" their score by psi * |A|, or "zero" (leave them out)."""
     reference_share: float = 0.1
-    """b: the reference's share in the teacher; the rest is the denoiser that sampled."""
+    """Share of the reference in the teacher; the rest is the denoiser that sampled."""
     clip: float | None = None
-    """None: off. Else the difference to old and reference, divided by L, is held in log(1 - clip), log(1 + clip)."""
+    """Clips the difference to old and reference, divided by L, to [log(1 - clip), log(1 + clip)]; None turns this
+    off."""
     kl_weight: float = 0.0
-    """Of the k2 divergence from the reference."""
+    """Weight of the k2 divergence from the reference."""
 
     uses_old: ClassVar[bool] = True
 
@@ -88,7 +89,7 @@ class GDSDTLCConfig(GDSDConfig):
     """Train the denoiser with GDSD-TLC, on centred logits."""
 
     score: str = "centred-logit"
-    """What is regressed: "log-prob", "elbo" (weighted as in it), or "centred-logit"."""
+    """Score to regress: "log-prob", "elbo" (weighted as in the ELBO), or "centred-logit"."""
 
 
 def gdsd_loss(batch: Batch, config: GDSDConfig) -> tuple[Tensor, dict[str, Tensor]]:

@@ -29,11 +29,11 @@ class CorruptionConfig:
     """How completions are masked for training, see `dllm_gym.decoding.corruption`."""
 
     kind: str = "uniform"
-    """"uniform", "bernoulli", "coupled", "block" or "full"."""
+    """How tokens are chosen: "uniform", "bernoulli", "coupled", "block" or "full"."""
     maskings: int = 2
-    """Of each completion in each inner iteration (n)."""
+    """Number of maskings per completion and inner iteration (n)."""
     block_length: int | None = None
-    """Of "block"; None: the environment's block_length."""
+    """Block length for "block"; None takes the environment's."""
     p_mask_prompt: float = 0.0
     """Probability of masking a clean token of the prompt or of an earlier block."""
 
@@ -43,13 +43,13 @@ class LoRAConfig:
     """Low-rank adapters (peft) instead of full fine-tuning."""
 
     rank: int = 0
-    """0: train all weights."""
+    """Rank of the adapters; 0 trains all weights instead."""
     alpha: float = 64.0
-    """Scale; the adapters' output is multiplied by alpha / rank."""
+    """Scale: the adapters' output is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Of the adapters' input; with dropout a ratio of new to old is not 1 at the start."""
+    """Dropout of the adapters' input. With dropout, the ratio of new to old is not 1 at the start."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the modules that get an adapter."""
+    """Names of the modules that receive an adapter."""
 
 
 @dataclass
@@ -61,57 +61,57 @@ class TrainerConfig:
             id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early", temperature=1.0, alpha=0.0, num_envs=256
         )
     )
-    """The environment; with alpha 0 the reward is the verifier's score."""
+    """The environment. With alpha 0, the reward is the verifier's score."""
     sampler: str = "threshold:threshold=0.9"
-    """What decodes: a heuristic with its arguments, or the folder of a trained policy."""
+    """Sampler to decode with: a heuristic with its arguments, or the folder of a trained policy."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
     """The comparison at the end."""
     iterations: int = 60
-    """Iterations: sample, then update."""
+    """Number of iterations; each samples, then updates."""
     problems: int = 32
-    """Problems an iteration, over all processes."""
+    """Number of problems per iteration, over all processes."""
     group: int = 8
-    """Completions a problem (G)."""
+    """Number of completions per problem (G)."""
     inner_iterations: int = 2
-    """Updates on each batch, each with masks of its own."""
+    """Number of updates per batch; each draws its own masks."""
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     """How completions are masked."""
     baseline: str = "group-mean"
-    """Of the advantage: "group-mean" or "leave-one-out"."""
+    """Baseline of the advantage: "group-mean" or "leave-one-out"."""
     divide_by_std: bool = False
     """Divide advantages by the group's standard deviation."""
     optimizer: str = "adamw"
-    """"adamw", or "muon": Muon for the weights of linear layers, with steps of AdamW's size, AdamW for the rest."""
+    """"adamw", or "muon": Muon for linear layers, with updates scaled to AdamW's size, and AdamW for the rest."""
     learning_rate: float = 1e-4
-    """Linear warm-up, then a cosine to zero. For an 8B denoiser the papers use 3e-6."""
+    """Peak learning rate; linear warm-up, then a cosine to zero. The papers use 3e-6 for 8B denoisers."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Of AdamW."""
+    """AdamW's betas."""
     weight_decay: float = 0.0
-    """Of both."""
+    """Weight decay of both optimisers."""
     warmup: int = 5
-    """Iterations of warm-up."""
+    """Number of warm-up iterations."""
     max_grad_norm: float = 1.0
-    """Gradient norm is clipped at it."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """Low-rank adapters."""
+    """Low-rank adapters, in place of training all weights."""
     gradient_checkpointing: bool = False
-    """Recompute the denoiser's blocks in the backward pass: less memory, a third more time."""
+    """Recompute the denoiser's blocks in the backward pass, which saves memory and takes a third more time."""
     microbatch: int = 64
-    """Completions in one forward and backward pass of a process; memory only, not the result (but for rounding, where
-    the weights are bfloat16: gradients add up in it)."""
+    """Number of completions per forward and backward pass of a process. It affects memory but not the result, except
+    for rounding with bfloat16 weights, in which gradients add up."""
     seed: int = 0
-    """Of problems, completions and masks."""
+    """Random seed for problems, completions and masks."""
     threads: int = 0
-    """Torch threads; 0: torch's choice."""
+    """Number of torch threads; 0 keeps torch's default."""
     checkpoint_every: int = 20
-    """Iterations between two checkpoints."""
+    """Number of iterations between checkpoints."""
     run_dir: str | None = None
-    """Folder of the run."""
+    """Folder of the run; None makes one in runs/."""
     resume: str | None = None
     """Folder of a run to continue."""
 
     uses_old: ClassVar[bool] = False
-    """Whether the loss reads what the denoiser said before the update."""
+    """Whether the loss reads the scores before the update."""
 
     @property
     def uses_reference(self) -> bool:
@@ -150,19 +150,20 @@ class Batch:
     """What a loss sees: n maskings of B completions of L tokens."""
 
     new: Score
-    """``[n, B, L]``, with gradients; zeros where not scored."""
+    """Scores ``[n, B, L]`` of the denoiser in training, with gradients; zeros where not scored."""
     old: Score
-    """The same before the update, under the same maskings; that of now, detached, where the objective ignores it."""
+    """Scores before the update, under the same maskings. Equals ``new``, detached, if the objective does not use it."""
     reference: Score
-    """The same of the reference, or as ``old``."""
+    """Scores of the reference. Equals ``new``, detached, if the objective does not use it."""
     corruption: Corruption
-    """The maskings: which tokens are scored, with what weight."""
+    """The maskings: which tokens are scored, and with which weights."""
     length: Tensor
-    """``[B]`` float32: tokens of the completion, its end token included."""
+    """``[B]`` float32: number of tokens in the completion, including its end token."""
     advantage: Tensor
     """``[B]`` float32."""
     weight: Tensor
-    """``[B]`` float32: what a completion counts, 1 / (completions of the whole step); 0 where it is excluded."""
+    """``[B]`` float32: weight of each completion, 1 / (number of completions in the whole step); 0 if it is
+    excluded."""
 
 
 Loss = Callable[[Batch, TrainerConfig], tuple[Tensor, dict[str, Tensor]]]

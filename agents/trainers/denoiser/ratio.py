@@ -17,9 +17,9 @@ class RatioConfig(TrainerConfig):
     """What objectives with a clipped ratio of new to old share."""
 
     clip: float = 0.2
-    """The ratio, of a token or of a completion, is held in [1 - clip, 1 + clip]."""
+    """The probability ratio of a token or of a completion is clipped to [1 - clip, 1 + clip]."""
     kl_weight: float = 0.01
-    """Of the divergence from the reference."""
+    """Weight of the divergence from the reference."""
 
     uses_old: ClassVar[bool] = True
 

@@ -32,11 +32,11 @@ class SPGConfig(TrainerConfig):
     """Train the denoiser with SPG."""
 
     learning_rate: float = 3e-4
-    """Linear warm-up, then a cosine to zero."""
+    """Peak learning rate; linear warm-up, then a cosine to zero."""
     negative: str = "zero"
-    """Surrogate of completions with A <= 0: "mixture", "eubo", "elbo", or "zero" (left out)."""
+    """Surrogate for completions of advantage A <= 0: "mixture", "eubo", "elbo", or "zero" (leave them out)."""
     beta: float = 1.5
-    """Renyi order of the EUBO, at least 1."""
+    """Rényi order of the EUBO, at least 1."""
     omega: float = 0.5
     """Share of the EUBO in the mixture."""
 

@@ -23,7 +23,7 @@ class UniGRPOConfig(ratio.RatioConfig):
     """Train the denoiser with UniGRPO."""
 
     learning_rate: float = 2e-4
-    """Linear warm-up, then a cosine to zero."""
+    """Peak learning rate; linear warm-up, then a cosine to zero."""
     corruption: CorruptionConfig = field(default_factory=lambda: CorruptionConfig("bernoulli"))
     """How completions are masked."""
 

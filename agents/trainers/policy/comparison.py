@@ -22,15 +22,15 @@ class ReportConfig:
     """The comparison at the end of training."""
 
     problems: int = 512
-    """Held-out problems (the first of the test split)."""
+    """Number of held-out problems, taken from the start of the test split."""
     validation_problems: int = 256
-    """Problems on which the best threshold is chosen (the last of the training split)."""
+    """Number of problems on which the best threshold is chosen, taken from the end of the training split."""
     thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
     """Thresholds to choose from."""
     heuristics: bool = True
-    """Also evaluate the heuristics other than the threshold, with a few settings each."""
+    """Also evaluate the other heuristics, each with a few settings."""
     enabled: bool = True
-    """False: no comparison, only the trained policy."""
+    """Compare the trained policy with the heuristics at the end."""
 
 
 HEURISTIC_SETTINGS: list[tuple[str, dict]] = [
@@ -48,7 +48,7 @@ HEURISTIC_SETTINGS: list[tuple[str, dict]] = [
 def report(folder: Path, config: ReportConfig, env_config: EnvConfig, learned: dict[str, UnmaskingPolicy]) -> dict:
     """Evaluate, print the table, write ``front.png``, and return the summary.
 
-    The summary has a row a sampler (means with 95 % bootstrap intervals), the chosen threshold, and for the last of
+    The summary has a row per sampler (means with 95 % bootstrap intervals), the chosen threshold, and for the last of
     ``learned`` the paired difference of its reward to that threshold's.
     """
     if not config.enabled:

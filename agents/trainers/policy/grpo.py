@@ -1,11 +1,11 @@
 """GRPO for the sampler, with expert steering (arXiv 2512.09106, section 4).
 
-For each problem G episodes are played by the policy and E by threshold samplers ("experts"); an episode's advantage is
-its reward minus the mean of its group. Every step of an episode carries the episode's advantage in a clipped ratio
-objective, and an episode's steps weigh as much as another's, however many they are.
+For each problem, the policy plays G episodes, and threshold samplers, the "experts", play E. An episode's advantage is
+its reward minus the mean reward of its group. Each step carries the advantage of its episode in a clipped ratio
+objective, and all episodes have the same total weight, however many steps they take.
 
-Deviations from the paper, for small problems on a CPU: learning rate 3e-4 instead of 3e-5, a smaller batch, gradient
-norm clipped at 1 instead of 0.2. The policy also reads the index of a position and log(1 - c).
+Deviations from the paper, for small problems on a CPU: the learning rate is 3e-4 instead of 3e-5, the batch is smaller,
+and the gradient norm is clipped at 1 instead of 0.2. The policy also reads the index of each position and log(1 - c).
 
 Metrics, one row an iteration: ``reward``, ``accuracy``, ``nfe`` of the policy's own episodes (not the experts');
 ``entropy`` in nats per eligible position; ``set_size`` positions picked a step; ``loss``; ``clip_fraction`` of steps;
@@ -50,41 +50,41 @@ class GRPOConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     """The table and the plot at the end."""
     iterations: int = 80
-    """Iterations: sample, then update."""
+    """Number of iterations; each samples, then updates."""
     problems: int = 16
-    """Problems an iteration."""
+    """Number of problems per iteration."""
     group: int = 8
-    """Policy episodes a problem (G)."""
+    """Number of the policy's episodes per problem (G)."""
     experts: tuple[float, ...] = (0.5, 0.7, 0.9)
-    """Thresholds of the expert episodes of each group (E of them); empty: no steering."""
+    """Thresholds of the expert episodes in each group, E in number; leave it empty for no experts."""
     expert_iterations: int = 20
-    """Iterations with experts; the policy goes on alone."""
+    """Number of iterations with experts; the policy continues alone."""
     divide_by_std: bool = False
     """Divide advantages by the group's standard deviation."""
     inner_iterations: int = 2
-    """Updates on each batch."""
+    """Number of updates per batch."""
     clip: float = 0.5
-    """Of the ratio, per step."""
+    """Each step's probability ratio is clipped to [1 - clip, 1 + clip]."""
     entropy_bonus: float = 0.0
     """Weight of the mean entropy per eligible position."""
     learning_rate: float = 3e-4
-    """Of AdamW, betas (0.9, 0.99); linear warm-up, then a cosine to zero."""
+    """Peak learning rate of AdamW, betas (0.9, 0.99); linear warm-up, then a cosine to zero."""
     warmup: int = 10
-    """Iterations of warm-up."""
+    """Number of warm-up iterations."""
     weight_decay: float = 0.1
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
-    """Gradient norm is clipped at it."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
     microbatch: int = 4096
-    """Steps in one backward pass; memory only, not the result."""
+    """Number of steps per backward pass. It affects memory but not the result."""
     seed: int = 0
-    """Of weights, problems and samples."""
+    """Random seed for weights, problems and sampling."""
     threads: int = 0
-    """Torch threads; 0: torch's choice."""
+    """Number of torch threads; 0 keeps torch's default."""
     checkpoint_every: int = 20
-    """Iterations between two checkpoints."""
+    """Number of iterations between checkpoints."""
     run_dir: str | None = None
-    """Folder of the run."""
+    """Folder of the run; None makes one in runs/."""
     resume: str | None = None
     """Folder of a run to continue."""
 

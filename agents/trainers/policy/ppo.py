@@ -42,35 +42,35 @@ class PPOConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     """The table and the plot at the end."""
     iterations: int = 60
-    """Iterations: sample, then update."""
+    """Number of iterations; each samples, then updates."""
     episodes: int = 128
-    """Episodes an iteration, each of its own problem."""
+    """Number of episodes per iteration, each on its own problem."""
     gae_lambda: float = 0.95
-    """Of the generalised advantage estimate; the discount is 1."""
+    """Lambda of the generalised advantage estimate; the discount is 1."""
     epochs: int = 4
-    """Passes over each batch."""
+    """Number of passes over each batch."""
     minibatches: int = 4
-    """Parts of a batch, one update each."""
+    """Number of minibatches per pass, each with one update."""
     clip: float = 0.2
-    """Of the ratio."""
+    """The probability ratio is clipped to [1 - clip, 1 + clip]."""
     value_weight: float = 0.5
     """Weight of the value loss."""
     entropy_bonus: float = 0.0
     """Weight of the mean entropy per eligible position."""
     learning_rate: float = 3e-4
-    """Of Adam; linear warm-up, then a cosine to zero."""
+    """Peak learning rate of Adam; linear warm-up, then a cosine to zero."""
     warmup: int = 5
-    """Iterations of warm-up."""
+    """Number of warm-up iterations."""
     max_grad_norm: float = 0.5
-    """Gradient norm is clipped at it."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
     seed: int = 0
-    """Of weights, problems and samples."""
+    """Random seed for weights, problems and sampling."""
     threads: int = 0
-    """Torch threads; 0: torch's choice."""
+    """Number of torch threads; 0 keeps torch's default."""
     checkpoint_every: int = 20
-    """Iterations between two checkpoints."""
+    """Number of iterations between checkpoints."""
     run_dir: str | None = None
-    """Folder of the run."""
+    """Folder of the run; None makes one in runs/."""
     resume: str | None = None
     """Folder of a run to continue."""
 

@@ -46,31 +46,31 @@ class SB3PPOConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     """The table and the plot at the end."""
     timesteps: int = 40_000
-    """Environment steps over all rows, which is denoiser rows forwarded."""
+    """Number of environment steps over all rows, each of which is a forward pass of one row."""
     steps: int = 16
-    """Steps of every row in one rollout."""
+    """Number of steps per row in each rollout."""
     batch_size: int = 256
-    """Steps in one update."""
+    """Number of steps per update."""
     epochs: int = 4
-    """Passes over each rollout."""
+    """Number of passes over each rollout."""
     gae_lambda: float = 0.95
-    """Of the generalised advantage estimate; the discount is 1."""
+    """Lambda of the generalised advantage estimate; the discount is 1."""
     clip: float = 0.2
-    """Of the ratio."""
+    """The probability ratio is clipped to [1 - clip, 1 + clip]."""
     entropy_bonus: float = 0.0
-    """Weight of the entropy of the set."""
+    """Weight of the entropy of the set distribution."""
     learning_rate: float = 3e-4
-    """Of Adam."""
+    """Learning rate of Adam."""
     max_grad_norm: float = 0.5
-    """Gradient norm is clipped at it."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
     seed: int = 0
-    """Of weights, problems and samples."""
+    """Random seed for weights, problems and sampling."""
     threads: int = 0
-    """Torch threads; 0: torch's choice."""
+    """Number of torch threads; 0 keeps torch's default."""
     checkpoint_every: int = 20
-    """Rollouts between two checkpoints."""
+    """Number of rollouts between checkpoints."""
     run_dir: str | None = None
-    """Folder of the run."""
+    """Folder of the run; None makes one in runs/."""
     resume: str | None = None
     """Folder of a run to continue."""
 
