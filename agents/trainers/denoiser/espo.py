@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dllm_gym.agents.trainers.denoiser import ratio, trainer
-from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig
+from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig, required
 from dllm_gym.decoding import likelihood
 from dllm_gym.types import Score
 
@@ -34,11 +34,11 @@ def espo_loss(batch: Batch, config: ESPOConfig) -> tuple[Tensor, dict[str, Tenso
         return likelihood.elbo(of.log_prob, batch.corruption.weight).sum(dim=1)
 
     new = elbo(batch.new)
-    objective, outside = ratio.clipped((new - elbo(batch.old)) / batch.length, batch.advantage, config.clip)
+    objective, outside = ratio.clipped((new - elbo(required(batch.old))) / batch.length, batch.advantage, config.clip)
     loss = -(batch.weight * objective).sum()
     metrics = {"elbo": (batch.weight * new / batch.length).sum(), "clip_fraction": (batch.weight * outside).sum()}
     if config.kl_weight:
-        kl = (batch.weight * 0.5 * (new - elbo(batch.reference)).square() / batch.length).sum()
+        kl = (batch.weight * 0.5 * (new - elbo(required(batch.reference))).square() / batch.length).sum()
         loss, metrics["kl"] = loss + config.kl_weight * kl, kl
     return loss, metrics
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from dllm_gym.agents.trainers.denoiser import trainer
-from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig, TrainerConfig
+from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig, TrainerConfig, required
 from dllm_gym.agents.trainers.denoiser.ratio import k2
 from dllm_gym.types import Score
 
@@ -99,9 +99,9 @@ def gdsd_loss(batch: Batch, config: GDSDConfig) -> tuple[Tensor, dict[str, Tenso
         tokens = of.centred_logit if config.score == "centred-logit" else of.log_prob
         return (tokens * batch.corruption.weight if config.score == "elbo" else tokens).sum(dim=2)
 
-    teacher = (1 - config.reference_share) * score(batch.old)
+    teacher = (1 - config.reference_share) * score(required(batch.old))
     if config.reference_share:
-        teacher = teacher + config.reference_share * score(batch.reference)
+        teacher = teacher + config.reference_share * score(required(batch.reference))
     difference = score(batch.new) - teacher
     outside = torch.zeros_like(difference)
     if config.clip is not None:
@@ -113,7 +113,7 @@ def gdsd_loss(batch: Batch, config: GDSDConfig) -> tuple[Tensor, dict[str, Tenso
     loss = (weight * square).sum()
     metrics = {"residual": loss.detach().clone(), "clip_fraction": (weight * outside.mean(dim=0)).sum()}
     if config.kl_weight:
-        kl = (weight * k2(batch.new, batch.reference, batch.corruption.scored)).sum()
+        kl = (weight * k2(batch.new, required(batch.reference), batch.corruption.scored)).sum()
         loss, metrics["kl"] = loss + config.kl_weight * kl, kl
     return loss, metrics
 

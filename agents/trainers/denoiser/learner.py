@@ -131,14 +131,14 @@ class Learner:
                     new = score(self.scorer, corruption, rows)
                     detached = Score(new.log_prob.detach(), new.centred_logit.detach())
                     before = detached if before is None else before
-                    reference = detached
+                    reference = None
                     if config.uses_reference:
                         with self._without_adapters():
                             reference = frozen(self.reference, corruption, rows)
                     loss, metrics = self.loss(
                         Batch(
                             new=new,
-                            old=old[inner - 1][i] if inner and config.uses_old else detached,
+                            old=(old[inner - 1][i] if inner else detached) if config.uses_old else None,
                             reference=reference,
                             corruption=corruption[rows],
                             length=completion[rows].sum(dim=1).float(),

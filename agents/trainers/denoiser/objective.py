@@ -151,10 +151,10 @@ class Batch:
 
     new: Score
     """Scores ``[n, B, L]`` of the denoiser in training, with gradients; zeros where not scored."""
-    old: Score
-    """Scores before the update, under the same maskings. Equals ``new``, detached, if the objective does not use it."""
-    reference: Score
-    """Scores of the reference. Equals ``new``, detached, if the objective does not use it."""
+    old: Score | None
+    """Scores before the update, under the same maskings; None if the config's ``uses_old`` is False."""
+    reference: Score | None
+    """Scores of the reference; None if the config's ``uses_reference`` is False."""
     corruption: Corruption
     """The maskings: which tokens are scored, and with which weights."""
     length: Tensor
@@ -168,3 +168,12 @@ class Batch:
 
 Loss = Callable[[Batch, TrainerConfig], tuple[Tensor, dict[str, Tensor]]]
 """A scalar, the sum over completions of weight times the completion's loss, and metrics summed in the same way."""
+
+
+def required(score: Score | None) -> Score:
+    """Old or reference scores that a loss reads. Raises ValueError if its config did not ask for them."""
+    if score is None:
+        raise ValueError(
+            "the loss reads scores that were not computed: let its config's uses_old or uses_reference be True."
+        )
+    return score

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_gym.agents.trainers.denoiser.objective import Batch, TrainerConfig
+from dllm_gym.agents.trainers.denoiser.objective import Batch, TrainerConfig, required
 from dllm_gym.types import Score
 
 
@@ -62,10 +62,10 @@ def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, 
 def token_ratio_loss(batch: Batch, clip: float, kl_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
     """GRPO's loss on the scored tokens: a completion's mean of clipped token ratios, and of ``k3`` to the reference."""
     scored = batch.corruption.scored
-    objective, outside = clipped(batch.new.log_prob - batch.old.log_prob, batch.advantage[:, None], clip)
+    objective, outside = clipped(batch.new.log_prob - required(batch.old).log_prob, batch.advantage[:, None], clip)
     loss = -(batch.weight * mean_scored(objective, scored)).sum()
     metrics = {"clip_fraction": (batch.weight * mean_scored(outside, scored)).sum()}
     if kl_weight:
-        kl = (batch.weight * k3(batch.new, batch.reference, scored)).sum()
+        kl = (batch.weight * k3(batch.new, required(batch.reference), scored)).sum()
         loss, metrics["kl"] = loss + kl_weight * kl, kl
     return loss, metrics
