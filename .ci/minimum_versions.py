@@ -23,7 +23,7 @@ def minimum_versions() -> list[str]:
     """``name==version`` of every requirement with a minimum."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    required = config["options"]["install_requires"] + config["options.extras_require"]["test"]
+    required = "\n".join([config["options"]["install_requires"], *config["options.extras_require"].values()])
     minima = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", required, re.MULTILINE))
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     return [f"{name}=={pinned[name] if name == 'torch' else minima[name]}" for name in minima if name not in TOOLS]

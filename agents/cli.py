@@ -8,9 +8,11 @@ import importlib
 import os
 import sys
 
-import tyro
-
 from dllm_gym.agents.trainers.denoiser import OBJECTIVES
+from dllm_gym.extras import needs
+
+with needs("train"):
+    import tyro
 
 ALGORITHMS = {
     "grpo": ("dllm_gym.agents.trainers.policy.grpo", "GRPOConfig"),
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     name, flags = arguments[0], arguments[1:]
     try:
         importlib.import_module(ALGORITHMS[name][0]).train(parse(name, flags))
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("DLLM_GYM_TRACEBACK"):
             raise
         print(f"error: {error}\n(DLLM_GYM_TRACEBACK=1 shows where)", file=sys.stderr)

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import gymnasium as gym
-from tyro.conf import Suppress
 
 from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.extras import needs
 from dllm_gym.names import find
+
+with needs("train"):
+    from tyro.conf import Suppress
 
 
 @dataclass

@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from dllm_gym.eval.command import Failed, one_line, run
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
 from dllm_gym.eval.results import ResultsFile
 from dllm_gym.eval.tables import print_cells
+from dllm_gym.extras import needs
+
+with needs("train"):
+    import tyro
 
 COMMANDS = {
     "compare": ("dllm_gym.eval.compare", "CompareConfig", "compare"),

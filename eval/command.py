@@ -6,7 +6,10 @@ import os
 import sys
 from collections.abc import Callable
 
-import tyro
+from dllm_gym.extras import needs
+
+with needs("train"):
+    import tyro
 
 
 class Failed(Exception):
@@ -31,7 +34,7 @@ def run(prog: str, config_type: type, function: Callable, argv: list[str] | None
     except Failed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, IndexError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, IndexError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("DLLM_GYM_TRACEBACK"):
             raise
         print(f"error: {one_line(error)}\n(DLLM_GYM_TRACEBACK=1 shows where)", file=sys.stderr)

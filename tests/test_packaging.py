@@ -86,3 +86,31 @@ def test_other_names_are_refused(statement, folder, part, tmp_path):
     done = run("-c", statement, cwd=folder)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("ImportError") and part in last
+
+
+def test_making_an_environment_loads_no_extra():
+    code = """
+import sys, gymnasium, dllm_gym
+from dllm_gym.verify import latex
+env = gymnasium.make("MaskedDiffusion-Countdown-v0")
+env.reset(seed=0)
+env.step(env.action_space.sample())
+extras = "stable_baselines3 datasets math_verify peft tensorboard tyro rich matplotlib".split()
+assert not [name for name in extras if name in sys.modules], sys.modules.keys() & set(extras)
+for name in extras:
+    sys.modules[name] = None
+def error_of(code):
+    try:
+        exec(code)
+    except ImportError as error:
+        return str(error)
+print(error_of("import dllm_gym.envs.sb3"))
+print(error_of("import dllm_gym.agents.cli"))
+print(error_of("import dllm_gym.eval.cli"))
+print(error_of("dllm_gym.make_task('gsm8k', 'hub')"))
+print(error_of("latex.equal('1 + x', 'x + 2', '')"))
+"""
+    done = run("-c", code, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    extras = [line.rpartition("dllm-gym[")[2].partition("]")[0] for line in done.stdout.splitlines()]
+    assert extras == ["sb3", "train", "train", "data", "math"], done.stdout

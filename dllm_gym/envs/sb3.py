@@ -9,11 +9,14 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from dllm_gym.envs.vector import UnmaskingVectorEnv
+from dllm_gym.extras import needs
+
+with needs("sb3"):
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 
 def make_sb3_env(id: str, num_envs: int, seed: int | None = None, **kwargs: Any) -> SB3VecEnv:

@@ -171,6 +171,8 @@ class Task(ABC):
             )
         try:
             return load_hub(self.dataset, config, splits.get(split, split))
+        except ImportError:
+            raise
         except Exception as error:
             others = "dataset='embedded' for generated problems, or " if isinstance(self, GeneratedTask) else ""
             raise RuntimeError(

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from dllm_gym.extras import needs
+
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 HUB_TIMEOUT = 10.0
 """Seconds that a hub may take to answer before it counts as out of reach."""
@@ -23,7 +25,8 @@ def read_file(path: Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"{given}: no such file.")
     if path.suffix == ".parquet":
-        import pyarrow.parquet
+        with needs("data"):
+            import pyarrow.parquet
 
         try:
             rows = pyarrow.parquet.read_table(path).to_pylist()
@@ -50,7 +53,8 @@ def load_hub(hub_id: str, config: str | None, split: str) -> Sequence[dict]:
     Raises:
         Exception: whatever `datasets` raises where it cannot load the set, or the network where that is the cause.
     """
-    import datasets
+    with needs("data"):
+        import datasets
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -16,6 +16,8 @@ import sys
 import threading
 from itertools import accumulate
 
+from dllm_gym.extras import needs
+
 LONGEST = 500
 """Longer answers, in characters, are not compared."""
 DEEPEST = 10
@@ -97,6 +99,8 @@ class Comparer:
         return process.returncode
 
     def _start(self) -> None:
+        with needs("math"):
+            import math_verify  # noqa: F401  (the process uses it)
         code = "import sys; sys.path[:] = sys.argv[1:]; from dllm_gym.verify.latex import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, *sys.path],
