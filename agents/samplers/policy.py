@@ -96,8 +96,7 @@ class Trunk(nn.Module):
         heads = (*x.shape[:2], 3, self.config.num_heads, -1)
         q, k, v = self.qkv(x).view(heads).permute(2, 0, 3, 1, 4)
         q, k = _rotate(q), _rotate(k)
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
-        return self.out((weights @ v).transpose(1, 2).flatten(2))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class UnmaskingPolicy(nn.Module):
