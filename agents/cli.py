@@ -74,7 +74,7 @@ def parse(name: str, flags: list[str]):
         try:
             default = _as_typed(stored, default)
         except TypeError as error:
-            raise ValueError(f"resume={folder!r}: config.json is not that of {name} ({error}).") from None
+            raise ValueError(f"resume={folder!r}: config.json does not fit {name} ({error}).") from None
     return tyro.cli(config_type, prog=f"train_policy.py {name}", args=flags, default=default)
 
 

@@ -86,7 +86,9 @@ def held(path: str | Path, what: str) -> Iterator[None]:
         with _in_one_line(path):
             lock.acquire()
     except Timeout:
-        raise ValueError(f"{what}: {_read_holder(holder)} is at work on it; wait for it, or name another.") from None
+        raise ValueError(
+            f"{what}: {_read_holder(holder)} is using it; wait until it has finished, or name another."
+        ) from None
     try:
         with _in_one_line(holder):
             since = time.strftime("%Y-%m-%d %H:%M:%S")

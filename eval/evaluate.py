@@ -57,7 +57,10 @@ class CellConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {least} or more.")
         if self.samples > 1 and not (self.env.temperature or is_random(self.sampler)):
-            raise ValueError(f"samples={self.samples}: {self.sampler} draws nothing, give an env.temperature above 0.")
+            raise ValueError(
+                f"samples={self.samples}: {self.sampler} draws nothing, so all samples would be equal; set "
+                "env.temperature above 0."
+            )
 
 
 def evaluate_cell(

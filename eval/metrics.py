@@ -51,7 +51,9 @@ def aup(tokens_per_forward: Sequence[float], accuracy: Sequence[float], best: fl
         ValueError: no points, or unequally many.
     """
     if not len(accuracy) or len(accuracy) != len(tokens_per_forward):
-        raise ValueError(f"{len(tokens_per_forward)} and {len(accuracy)} values: must be equally many, 1 or more.")
+        raise ValueError(
+            f"{len(tokens_per_forward)} and {len(accuracy)} values: must be equal in number, and 1 or more."
+        )
     points = sorted((p, 100 * y) for p, y in zip(tokens_per_forward, accuracy, strict=True))
     points = [(p, y) for p, y in points if y >= points[0][1] - 5]
     highest = max(y for _, y in points) if best is None else 100 * best

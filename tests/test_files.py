@@ -89,7 +89,7 @@ with held({str(tmp_path / ".lock")!r}, "it"):
 """
     other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=-1, stdout=-1, text=True)
     assert other.stdout.readline() == "held\n"
-    said = rf"it: process {other.pid} on \S+, since 20\d\d-\S+ \S+ is at work on it; wait"
+    said = rf"it: process {other.pid} on \S+, since 20\d\d-\S+ \S+ is using it; wait"
     with pytest.raises(ValueError, match=said), held(tmp_path / ".lock", "it"):
         pytest.fail("two of them")
     other.kill()  # which leaves nothing behind that another would wait for

@@ -116,15 +116,17 @@ def _configs(config: JointConfig) -> tuple[grpo.GRPOConfig, TrainerConfig]:
     at_least_one(config, "rounds", "checkpoint_every")
     if not config.temperature > 0:
         raise ValueError(
-            f"temperature={config.temperature}: the completions of a problem must differ, give more than 0."
+            f"temperature={config.temperature}: must be above 0, so that the completions of a problem differ."
         )
     for name in ("grpo", "denoiser"):
         part = getattr(config, name)
         given = [field for field in SHARED if getattr(part, field) != getattr(type(part)(), field)]
         if given:
-            raise ValueError(f"{name}.{given[0]}: is the joint training's own; give --{given[0].replace('_', '-')}...")
+            raise ValueError(f"{name}.{given[0]}: is set by the joint training; give --{given[0].replace('_', '-')}...")
     if config.denoiser.sampler != TrainerConfig.sampler:
-        raise ValueError(f"denoiser.sampler={config.denoiser.sampler!r}: the policy in training decodes.")
+        raise ValueError(
+            f"denoiser.sampler={config.denoiser.sampler!r}: cannot be chosen: the policy in training decodes."
+        )
     shared: dict[str, Any] = {"seed": config.seed, "threads": config.threads}
     policy_config = replace(config.grpo, env=config.env, **shared)
     env = replace(config.env, temperature=config.temperature, alpha=0.0)

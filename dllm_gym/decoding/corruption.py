@@ -134,7 +134,7 @@ def check_corruption(
     if kind == "block" and (not block_length or block_length < 1 or length % block_length):
         raise ValueError(f"corruption='block' with block_length={block_length}: must divide gen_length={length}.")
     if not 0 <= p_mask_prompt < 1:
-        raise ValueError(f"p_mask_prompt={p_mask_prompt}: must be in [0, 1); at 1 nothing is left to predict from.")
+        raise ValueError(f"p_mask_prompt={p_mask_prompt}: must be in [0, 1); at 1, nothing is left to predict from.")
 
 
 def corrupted_canvas(

@@ -190,7 +190,8 @@ def _download(given: str, name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:
         raise FileNotFoundError(
-            f"{given}: no such folder, and the hub does not give it ({type(error).__name__}: {_first_line(error)}). "
+            f"{given}: no such folder, and it cannot be downloaded from the hub ({type(error).__name__}: "
+            f"{_first_line(error)}). "
             f"Download it where there is a network (`hf download {name}`) and give the folder."
         ) from error
 

@@ -183,7 +183,7 @@ def load_denoiser(
         raise ValueError(f"dtype={dtype!r}: must be 'auto', a floating torch dtype, or one of {sorted(DTYPES)}.")
     dtype = known
     if device_map is not None and device != "auto":
-        raise ValueError(f"device={str(device)!r}: leave it out where device_map is given; the map says the devices.")
+        raise ValueError(f"device={str(device)!r}: leave it out if device_map is given, which says the devices.")
     try:
         torch.device("cpu" if device == "auto" else device)
     except RuntimeError:

@@ -73,7 +73,7 @@ class Countdown(GeneratedTask):
 
 def _whole(number: int | float | str) -> int:
     if Fraction(str(number)).denominator != 1:
-        raise ValueError(f"{number!r} is no whole number")
+        raise ValueError(f"{number!r} is not a whole number")
     return int(Fraction(str(number)))
 
 

@@ -92,7 +92,7 @@ class GSM8K(GeneratedTask):
         if not marker:
             raise ValueError("no '####' in the answer")
         if read_number(answer) is None:
-            raise ValueError(f"the answer {answer.strip()!r} after '####' is no number")
+            raise ValueError(f"the answer {answer.strip()!r} after '####' is not a number")
         return row["question"], answer.strip().replace(",", "")
 
     def solve_row(self, row: dict) -> str:

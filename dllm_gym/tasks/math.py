@@ -49,7 +49,7 @@ class AIME24(MATH500):
         problem, answer = super().read_row(row)
         number = read_number(answer)
         if number is None or number.denominator != 1 or not 0 <= number <= 999:
-            raise ValueError(f"the answer {answer!r} is no whole number from 0 to 999")
+            raise ValueError(f"the answer {answer!r} is not a whole number from 0 to 999")
         return problem, str(number)
 
 

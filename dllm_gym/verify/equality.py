@@ -74,7 +74,7 @@ def equal(expected: str, answer: str, question: str = "") -> bool:
     is_complex = any(map(should_treat_as_complex, (expected, answer)))
     reference, given = read(expected, is_complex), read(answer, is_complex)
     if reference is None:
-        raise CannotCompare("the reference is no mathematics that can be read")
+        raise CannotCompare("the reference cannot be read as mathematics")
     if given is None or not Comparison(expected, answer).equal(reference, given):
         return False
     return not repeats(question, answer, given, expected, reference, is_complex)

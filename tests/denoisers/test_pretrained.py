@@ -506,7 +506,7 @@ def test_configs_that_cannot_be_read(changes, parts, folders, tmp_path):
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config="),
         ({"head_dim": 16}, "head_dim=16"),
-        ({"my_gate": 2}, "what is not known to change nothing: my_gate=2"),
+        ({"my_gate": 2}, "could change what the model computes: my_gate=2"),
         ({"mask_token_id": "260"}, "mask_token_id='260': a token is a whole number"),
         ({"eos_token_id": [256, 256.0]}, "eos_token_id=[256, 256.0]: a token is a whole number"),
         ({"pad_token_id": -1}, "pad_token_id=-1: a token is a whole number"),

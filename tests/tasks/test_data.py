@@ -110,9 +110,9 @@ def test_answers_of_aime_are_whole_numbers(data):
         ("math500", {"problem": "a", "answer": " "}, "`answer` text or a number"),
         ("math500", {"problem": None, "answer": "1"}, "`problem` must be text"),
         ("math500", "a", ""),
-        ("aime24", {"problem": "a", "answer": "1000"}, "'1000' is no whole number from 0 to 999"),
-        ("aime24", {"problem": "a", "answer": -1}, "'-1' is no whole number from 0 to 999"),
-        ("aime25", {"problem": "a", "answer": r"\frac{1}{2}"}, "is no whole number"),
+        ("aime24", {"problem": "a", "answer": "1000"}, "'1000' is not a whole number from 0 to 999"),
+        ("aime24", {"problem": "a", "answer": -1}, "'-1' is not a whole number from 0 to 999"),
+        ("aime25", {"problem": "a", "answer": r"\frac{1}{2}"}, "is not a whole number"),
     ],
 )
 def test_row_that_is_no_problem(name, row, reason, tmp_path):

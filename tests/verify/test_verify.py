@@ -460,16 +460,16 @@ def test_real_sudokus_match_a_reading_by_hand():
 
 
 REFERENCES = [
-    (GSM8K, {"question": "?", "answer": "#### Monday"}, "'Monday' after '####' is no number"),
-    (GSM8K, {"question": "?", "answer": "It is 5. ####"}, "'' after '####' is no number"),
-    (Countdown, {"nums": [1, 2], "target": 2.5}, "2.5 is no whole number"),
-    (Countdown, {"nums": [1, 2.5], "target": 3}, "2.5 is no whole number"),
-    (Countdown, {"input": "1,2.5", "output": "3"}, "'2.5' is no whole number"),
+    (GSM8K, {"question": "?", "answer": "#### Monday"}, "'Monday' after '####' is not a number"),
+    (GSM8K, {"question": "?", "answer": "It is 5. ####"}, "'' after '####' is not a number"),
+    (Countdown, {"nums": [1, 2], "target": 2.5}, "2.5 is not a whole number"),
+    (Countdown, {"nums": [1, 2.5], "target": 3}, "2.5 is not a whole number"),
+    (Countdown, {"input": "1,2.5", "output": "3"}, "'2.5' is not a whole number"),
     (Countdown, {"input": "1,2", "output": ""}, "Fraction: ''"),
     (Sudoku, {"Puzzle": "1100000000000000"}, "has no solution"),
-    (AIME24, {"problem": "?", "answer": "33.5"}, "'33.5' is no whole number from 0 to 999"),
-    (AIME24, {"problem": "?", "answer": "1000"}, "'1000' is no whole number from 0 to 999"),
-    (AIME24, {"problem": "?", "answer": "Monday"}, "'Monday' is no whole number from 0 to 999"),
+    (AIME24, {"problem": "?", "answer": "33.5"}, "'33.5' is not a whole number from 0 to 999"),
+    (AIME24, {"problem": "?", "answer": "1000"}, "'1000' is not a whole number from 0 to 999"),
+    (AIME24, {"problem": "?", "answer": "Monday"}, "'Monday' is not a whole number from 0 to 999"),
     (MATH500, {"problem": "?", "answer": " "}, "`answer` text or a number"),
 ]
 

@@ -77,7 +77,8 @@ class GDSDConfig(TrainerConfig):
             raise ValueError(f"psi={self.psi}, kl_weight={self.kl_weight}: psi must be above 0, kl_weight 0 or more.")
         if not 0 <= self.reference_share <= 1 or not (self.clip is None or 0 < self.clip < 1):
             raise ValueError(
-                f"reference_share={self.reference_share}, clip={self.clip}: must be in [0, 1], and in (0, 1) or None."
+                f"reference_share={self.reference_share}, clip={self.clip}: reference_share must be in "
+                "[0, 1], clip in (0, 1) or None."
             )
 
     def learns_from(self, advantage: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class TrainerConfig:
             raise ValueError(f"lora.rank={self.lora.rank}: must be 0 (train all weights) or more.")
         if not self.env.temperature > 0:
             raise ValueError(
-                f"env.temperature={self.env.temperature}: the completions of a problem must differ, give more than 0."
+                f"env.temperature={self.env.temperature}: must be above 0, so that the completions of a problem differ."
             )
 
     def advantages(self, reward: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ class RatioConfig(TrainerConfig):
     def check(self) -> None:
         super().check()
         if self.clip <= 0 or self.kl_weight < 0:
-            raise ValueError(f"clip={self.clip}, kl_weight={self.kl_weight}: must be above 0, and 0 or more.")
+            raise ValueError(
+                f"clip={self.clip}, kl_weight={self.kl_weight}: clip must be above 0, kl_weight 0 or more."
+            )
 
 
 def mean_scored(values: Tensor, scored: Tensor) -> Tensor:

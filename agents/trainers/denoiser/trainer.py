@@ -175,7 +175,10 @@ def load_trainable(env: EnvConfig, device: torch.device) -> PretrainedDenoiser:
     """The environment's denoiser. Raises ValueError where it has no weights to train, or adapters on them."""
     own = replace(env, denoiser=None).denoiser_name
     if own == "oracle":
-        raise ValueError(f"env.id={env.id!r}: its words are the oracle's; docs/oracle.md says what trains there.")
+        raise ValueError(
+            f"env.id={env.id!r}: its denoiser must be the oracle, which has nothing to train; "
+            "docs/oracle.md says what trains there."
+        )
     name, denoiser = env.denoiser_name, load_denoiser(env.denoiser_name, device, env.dtype)
     if not isinstance(denoiser, PretrainedDenoiser):
         raise ValueError(f"env.denoiser={name!r}: has no weights to train.")

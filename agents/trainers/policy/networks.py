@@ -29,6 +29,6 @@ def check_common(config) -> None:
         raise ValueError("report.thresholds is empty: the learned policy is compared with the best of them.")
     if config.policy.confidence_k > config.env.confidence_k:
         raise ValueError(
-            f"policy.confidence_k={config.policy.confidence_k}: must be no more than env.confidence_k="
+            f"policy.confidence_k={config.policy.confidence_k}: must be at most env.confidence_k="
             f"{config.env.confidence_k}, what the environment shows."
         )

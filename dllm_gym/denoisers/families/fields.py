@@ -43,7 +43,7 @@ def _rope_parameters(given: str, raw: dict) -> dict:
     other = [name for name in older.keys() & newer.keys() if older[name] != newer[name]]
     if other:
         said = ", ".join(f"{name} {older[name]!r} and {newer[name]!r}" for name in sorted(other))
-        raise ValueError(f"{given}: config.json says two things of its rotary embedding: {said}.")
+        raise ValueError(f"{given}: config.json contradicts itself about its rotary embedding: {said}.")
     parameters = {"rope_type": "default"} | older | newer
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -68,7 +68,9 @@ def require_known(given: str, raw: dict, known: set[str], fixed: dict[str, list]
     unknown = {name: raw[name] for name in raw.keys() - known - fixed.keys() - HARMLESS if raw[name] is not None}
     if unknown:
         said = ", ".join(f"{name}={value!r}" for name, value in sorted(unknown.items()))
-        raise ValueError(f"{given}: config.json has what is not known to change nothing: {said}.")
+        raise ValueError(
+            f"{given}: config.json has fields that are not known, which could change what the model computes: {said}."
+        )
     if other:
         said = ", ".join(f"{name}={value!r} (can be read: {fixed[name][0]!r})" for name, value in other.items())
-        raise ValueError(f"{given}: config.json asks for what its transformers class does not have: {said}.")
+        raise ValueError(f"{given}: config.json has values that its transformers class cannot express: {said}.")
