@@ -79,7 +79,7 @@ def test_record_video(tmp_path):
 
 def test_custom_task(monkeypatch):
     monkeypatch.setitem(TASKS, "sort", None)  # put back afterwards
-    results = example("custom_task").main(steps=150, problems=100)
+    results = example("custom_task").main(steps=150, problems=80)
     accuracy = {name: result.correct.mean() for name, result in results.items()}
     assert accuracy["one at a time"] > 0.8 > 0.5 > accuracy["all at once"]
     written = {"".join(text.split()) for text in results["one at a time"].completions}
@@ -98,7 +98,7 @@ def test_custom_sampler_chooses_what_it_says():
 
 
 def test_custom_sampler_is_between_the_thresholds():
-    results = example("custom_sampler").main(problems=100)
+    results = example("custom_sampler").main(problems=60)
     spaced, fast, slow = (results[name] for name in ("spaced", "threshold 0.5", "threshold 0.7"))
     assert fast.correct.mean() < spaced.correct.mean() and fast.nfe.mean() < spaced.nfe.mean() < slow.nfe.mean()
 

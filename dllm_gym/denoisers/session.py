@@ -39,7 +39,7 @@ class DecodingSession:
         self.block_length = block_length
         self.stop_at_eos = stop_at_eos
         self.end_tokens = torch.tensor(sorted(denoiser.eos_token_ids), device=denoiser.device)
-        self._prompts = [row[real] for row, real in zip(canvas.prompt, canvas.prompt_mask, strict=True)]
+        self._prompts: list[Tensor] | None = None  # read off the canvas when they are needed: it may have many rows
 
     @classmethod
     def blank(
@@ -51,6 +51,9 @@ class DecodingSession:
 
     def begin(self, rows: Indices, prompts: Sequence[Tensor]) -> None:
         """Put new prompts into some rows, whose completions are then fully masked."""
+        if self._prompts is None:
+            pairs = zip(self.canvas.prompt, self.canvas.prompt_mask, strict=True)
+            self._prompts = [tokens[real] for tokens, real in pairs]
         for row, tokens in zip(rows, prompts, strict=True):
             self._prompts[row] = tokens
         index = torch.as_tensor(rows, device=self.denoiser.device)

@@ -391,7 +391,7 @@ JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
         ("spg --env.id MaskedDiffusion-Chess-v0", "MaskedDiffusion-Chess-v0"),
         ("spg --env.denoiser nowhere/to-be-found", "nowhere/to-be-found"),
         ("spg --env.denoiser oracle", "env.denoiser='oracle': has no weights"),
-        ("spg --env.id MaskedDiffusion-Oracle-v0", "its words are the oracle's"),
+        ("spg --env.id MaskedDiffusion-Oracle-v0", "its denoiser must be the oracle"),
         ("spg --env.device cuda:1", "env.device='cuda:1'"),
         ("spg --env.dtype float16", "train in bfloat16"),
         ("spg --optimizer sgd", "optimizer='sgd'"),
