@@ -10,6 +10,8 @@ drops the base of a number, and takes whatever sympy fails at for unequal:
   beside ``204_5`` shows none and takes the other's. ``x =``, units, ``%`` and degrees are left out.
 - What is shown in the question is no answer to it, unless it has the very form of the reference: to repeat what is to
   be factored is not to factor it.
+
+The file is long because the rules decide together: which reading wins depends on all the others.
 """
 
 from __future__ import annotations
