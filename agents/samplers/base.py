@@ -18,7 +18,8 @@ class Sampler(Protocol):
     """Chooses the positions to unmask, one step after the other.
 
     Heuristics, learned policies and `as_sampler` of a plain function are samplers. Metropolis-Hastings has the same
-    attributes but makes whole completions: its ``stepwise`` is False, and it has `play` in place of `choose`.
+    attributes, except ``ignores_tokens``, but makes whole completions: its ``stepwise`` is False, and it has `play` in
+    place of `choose`.
     """
 
     @property
@@ -82,9 +83,6 @@ class PlainSampler:
     stepwise = True
     draws = False
     ignores_tokens = False
-
-    def __call__(self, observation: Observation) -> Tensor:
-        return self.function(observation)
 
     def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
         return without_log_prob(self.function(observation))

@@ -73,7 +73,7 @@ class Metropolis:
             raise ValueError(f"likelihood={self.likelihood!r}: must be one of {', '.join(LIKELIHOODS)}.")
         if self.maskings < 2 or self.maskings % 2:
             raise ValueError(f"maskings={self.maskings}: must be 2 or more, and even (a mask and its complement).")
-        if not callable(self.proposal):
+        if not (callable(self.proposal) or hasattr(self.proposal, "choose")):
             self.proposal = find(self.proposal, HEURISTICS, "proposal", ", or a sampler")
 
     @property

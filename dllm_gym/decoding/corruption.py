@@ -91,7 +91,8 @@ def corrupt(
     size = inside.sum(dim=-1, keepdim=True)
     blocks: int | Tensor = 1
     clean = torch.zeros(shape, dtype=torch.bool, device=device)
-    if kind == "block" and block_length:
+    if kind == "block":
+        assert block_length is not None  # checked above
         block = torch.arange(shape[-1], device=device) // block_length
         counts = torch.where(completion, block, 0).amax(dim=1)[None, :, None] + 1  # up to the block with the end
         picked = (uniforms(*shape[:2], 1) * counts).long()

@@ -82,11 +82,16 @@ class Denoiser(ABC):
             `Prediction`, ``[B, L]`` and ``[B, L, k]``.
 
         Raises:
+            ValueError: temperature above 0 without uniforms.
             FloatingPointError: the logits of a masked position are NaN, infinite, or all minus infinity.
         """
         rows, columns = canvas.masked.nonzero(as_tuple=True)
         features = self._encode_canvas(canvas)[rows, columns]
-        drawn_at = uniforms[rows, columns] if uniforms is not None and temperature > 0 else None
+        drawn_at = None
+        if temperature > 0:
+            if uniforms is None:
+                raise ValueError(f"temperature={temperature}: tokens are drawn, give uniforms, [B, L] in [0, 1).")
+            drawn_at = uniforms[rows, columns]
         parts = []
         for start, size in self._chunks(len(features)):
             logits = self.head(features[start : start + size]).float()

@@ -13,8 +13,7 @@ from itertools import pairwise
 from typing import cast
 
 from dllm_gym.denoisers.base import Denoiser
-from dllm_gym.names import find
-from dllm_gym.rewards import REWARDS, Reward
+from dllm_gym.rewards import Reward, get_reward
 from dllm_gym.tasks.base import Task
 
 
@@ -65,8 +64,7 @@ class EnvSettings:
             raise ValueError(f"alpha={self.alpha}: must be a finite number.")
         if self.empty_action not in ("best", "noop"):
             raise ValueError(f"empty_action={self.empty_action!r}: must be 'best' or 'noop'.")
-        if not callable(self.reward):
-            find(self.reward, REWARDS, "reward", ", or a callable (score, nfe, gen_length, alpha) -> float")
+        get_reward(self.reward)
 
     def resolved(self, task: Task, denoiser: Denoiser) -> EnvSettings:
         """A copy whose lengths are numbers, checked against the task and the denoiser. Raises ValueError."""

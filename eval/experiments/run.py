@@ -120,16 +120,16 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
                 worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
-    wanted = Counter(
-        (point.name, point.variant) for point in cells if not point.validation
-    )  # means over some of the seeds would not be comparable
+    # Means over some of the seeds would not be comparable.
+    wanted = Counter((point.name, point.variant) for point in cells if not point.validation)
     found = {key: cells for key, cells in found.items() if len(cells) == wanted[key]}
     if not found:
         raise Failed(failures, len(trainings) + len(cells))
     variants = {name: grid.variants() for name, grid in whole.cells.items()}
     whole_cells = {name for name, points in variants.items() if all((name, i) in found for i in range(len(points)))}
     for name, grid in whole.cells.items():  # nothing is chosen from a part of the validation
-        if grid.validation and any((name, i) not in choosing for i in range(len(variants[name]))):
+        keys = [(name, i) for i in range(len(variants[name]))]
+        if grid.validation and any(len(choosing.get(key, [])) < wanted[key] for key in keys):
             whole_cells.discard(name)
     compared = [entry for entry in whole.compare if {entry.first, entry.second} <= whole_cells]
     parts = [whole.claim, _cell_table(found, variants), _comparison_table(compared, found, choosing, variants)]

@@ -243,3 +243,9 @@ def test_facts_that_decoding_relies_on(denoiser):
     assert max(tokenizer.get_vocab().values()) < denoiser.vocab_size
     assert tokenizer.decode([denoiser.mask_token_id, denoiser.eos_token_id], skip_special_tokens=True) == ""
     assert denoiser.default_dataset == "embedded"
+
+
+def test_tokens_are_not_drawn_without_uniforms(scripted):
+    canvas = decoding.blank([torch.tensor([1])], 4, scripted.mask_token_id)
+    with pytest.raises(ValueError, match=r"temperature=0.5: .* give uniforms"):
+        scripted.predict(canvas, temperature=0.5)
