@@ -6,6 +6,7 @@ from scripted import ScriptedDenoiser
 
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers import metropolis
+from dllm_gym.agents.samplers.base import as_sampler
 from dllm_gym.agents.samplers.metropolis import Metropolis, accept
 from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.samplers.spec import make_sampler
@@ -192,3 +193,11 @@ def test_the_oracle_is_what_the_target_is_made_of():
         assert tempered(denoiser.joint, alpha, block_length).flatten() == pytest.approx(expected, abs=1e-12)
     assert target(denoiser.joint, 1, 4) == pytest.approx(denoiser.probabilities(), abs=1e-12)
     assert target(denoiser.joint, 1, 2) == pytest.approx(denoiser.probabilities(), abs=1e-12)
+
+
+def test_a_proposal_needs_only_what_a_sampler_has():
+    """It may be no function; one whose choice may depend on the tokens makes the target approximate."""
+    proposal = as_sampler(lambda observation: observation.eligible)
+    sampler = Metropolis(alpha=1, steps=2, likelihood="elbo", maskings=2, proposal=proposal)
+    assert not callable(proposal) and sampler.approximate
+    assert sampler.run(episodes(rows=6), [0, 1]).canvas.masked.sum() == 0
