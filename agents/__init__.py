@@ -5,10 +5,11 @@ from __future__ import annotations
 if __name__ != "dllm_gym.agents":
     raise ImportError(f"imported as {__name__!r}: the only way to import this folder is `dllm_gym.agents`.")
 
-__all__ = ["collect", "evaluate", "load_policy", "make_policy"]
+__all__ = ["collect", "decode", "evaluate", "load_policy", "make_policy"]
 
 _HOMES = {
     "collect": "samplers.rollout",
+    "decode": "samplers.decode",
     "evaluate": "evaluation",
     "load_policy": "samplers.policy",
     "make_policy": "samplers.heuristics",

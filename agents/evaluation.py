@@ -28,6 +28,8 @@ class Evaluation:
     """``[N]`` bool."""
     nfe: np.ndarray
     """``[N]`` int64: number of denoiser forward passes."""
+    positions: np.ndarray
+    """``[N]`` int64: number of token positions in these forward passes."""
     reward: np.ndarray
     """``[N]`` float32."""
     score: np.ndarray
@@ -60,6 +62,7 @@ def evaluate(
     return Evaluation(
         correct=np.array([info["correct"] for info in infos]),
         nfe=np.array([info["nfe"] for info in infos]),
+        positions=np.array([info["positions"] for info in infos]),
         reward=np.array([end.reward for end in ends], dtype=np.float32),
         score=np.array([info["score"] for info in infos], dtype=np.float32),
         problem_ids=[info["problem_id"] for info in infos],

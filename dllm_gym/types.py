@@ -24,8 +24,8 @@ class Problem:
 
     id: str
     """Unique within task and dataset, for example ``gsm8k/embedded/test/17``."""
-    prompt: str
-    """What the denoiser is shown, before any chat template."""
+    prompt: str | Tensor
+    """What the denoiser is shown: a text, before any chat template; or 1-D int64 tokens, taken as they are."""
     answer: Any
     """What the verifier needs to judge a completion; its form belongs to the task."""
 

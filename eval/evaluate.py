@@ -23,7 +23,7 @@ from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.envs.episodes import Finished
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.eval.film import play
-from dllm_gym.eval.results import PER_SAMPLE, Cell, ResultsFile
+from dllm_gym.eval.results import PER_SAMPLE, PER_SAMPLE_LATER, Cell, ResultsFile
 from dllm_gym.names import find
 from dllm_gym.rendering import Frame
 from dllm_gym.rewards import REWARDS
@@ -207,7 +207,7 @@ def _digest(request: dict) -> str:
 def _record(index: int, problem: Problem, ends: list[Finished]) -> dict:
     """The line of a problem."""
     values = [end.info | {"reward": end.reward} for end in ends]
-    lists = {name: [value[name] for value in values] for name in (*PER_SAMPLE, "undecided")}
+    lists = {name: [value[name] for value in values] for name in (*PER_SAMPLE, *PER_SAMPLE_LATER)}
     return {"index": index, "problem_id": problem.id, "prompt": problem.prompt} | lists
 
 

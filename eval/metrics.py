@@ -68,9 +68,9 @@ def aup(tokens_per_forward: Sequence[float], accuracy: Sequence[float], best: fl
 def summary(cell) -> dict:
     """Means of a `dllm_gym.eval.results.Cell`, with 95 % bootstrap intervals over problems where they are quoted.
 
-    ``accuracy``, ``nfe``, ``reward`` and their ``*_interval``; ``tokens_per_forward`` = response tokens / forwards
-    (the end token is one of them); ``pass_at_k`` for k = 1, 2, 4, ... and n; ``entropy`` in nats, the mean of minus the
-    log-likelihood (that of whole completions at temperature 1 and one token per step, elsewhere not quite an entropy);
+    ``accuracy``, ``nfe``, ``reward`` and their ``*_interval``; ``positions`` forwarded per completion, None in files of
+    earlier versions; ``tokens_per_forward`` = response tokens / forwards (the end token is one of them); ``pass_at_k``
+    for k = 1, 2, 4, ... and n; ``entropy`` in nats, the mean of minus the log-likelihood (that of whole completions at temperature 1 and one token per step, elsewhere not quite an entropy);
     ``distinct`` texts per sample; ``undecided``, how many verdicts were not reached, by reason;
     ``tokens_per_second`` of response, None where the evaluation has not come to its end.
     """
@@ -80,6 +80,7 @@ def summary(cell) -> dict:
     ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
     end = cell.end or {}
     return figures | {
+        "positions": None if cell.positions is None else float(cell.positions.mean()),
         "tokens_per_forward": float(cell.length.sum() / cell.nfe.sum()),
         "pass_at_k": {str(k): float(pass_at_k(cell.correct, k).mean()) for k in ks},
         "entropy": float(-cell.log_likelihood.mean()),

@@ -4,7 +4,7 @@ A file holds cells, a sampler on an environment with all settings. Every line ha
 
 - ``cell``: ``settings``, all that the figures depend on, and the version of the package;
 - ``problem``: ``index``, ``problem_id``, ``prompt``, and lists of one entry a sample: ``correct, score, nfe, reward,
-  length, log_likelihood, completion, undecided``;
+  length, log_likelihood, completion, positions, undecided``;
 - ``film``: a canvas as it was unmasked, for the report's player;
 - ``end``: ``seconds``, ``tokens`` and ``forwards`` of the last uninterrupted part, and for Metropolis-Hastings the
   ``chain``, acceptance and log-likelihood by step; the cell is finished.
@@ -27,6 +27,9 @@ from dllm_gym.files import append, held, write_text
 NOT_OF_CELLS = ("split", "denoiser", "dataset", "gen_length", "device")
 """Settings that a cell has elsewhere, or always resolved."""
 PER_SAMPLE = ("correct", "score", "nfe", "reward", "length", "log_likelihood", "completion")
+"""What every file has."""
+PER_SAMPLE_LATER = ("positions", "undecided")
+"""What files of earlier versions lack."""
 
 
 @dataclass
@@ -64,6 +67,12 @@ class Cell:
             self.end = record
         else:
             raise ValueError(f"kind {kind!r}")
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """``[N, n]`` token positions forwarded; None where some problems were evaluated by an earlier version."""
+        known = all("positions" in record for record in self.problems)
+        return np.array([record["positions"] for record in self.problems]) if known else None
 
     @property
     def undecided(self) -> dict[str, int]:

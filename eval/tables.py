@@ -56,7 +56,15 @@ def print_cells(cells: Sequence[Cell]) -> None:
         table.add_column(name.removeprefix("env."))
     summaries, approximate = [summary(cell) for cell in cells], " (approximate)"
     ks = sorted({k for row in summaries for k in row["pass_at_k"]} - {"1"}, key=int)
-    for name in ("accuracy %", "NFE", "tokens / forward", "reward", *(f"pass@{k}" for k in ks), "tokens / s"):
+    for name in (
+        "accuracy %",
+        "NFE",
+        "positions",
+        "tokens / forward",
+        "reward",
+        *(f"pass@{k}" for k in ks),
+        "tokens / s",
+    ):
         table.add_column(name, justify="right")
     for i, (cell, row) in enumerate(zip(cells, summaries, strict=True)):
         table.add_row(
@@ -64,6 +72,7 @@ def print_cells(cells: Sequence[Cell]) -> None:
             *(escape(str(values[i])) for values in columns.values()),
             with_interval(row["accuracy"], row["accuracy_interval"], 1, scale=100),
             with_interval(row["nfe"], row["nfe_interval"], 2),
+            "" if row["positions"] is None else f"{row['positions']:.0f}",
             f"{row['tokens_per_forward']:.2f}",
             with_interval(row["reward"], row["reward_interval"], 3),
             *(f"{100 * row['pass_at_k'][k]:.1f}" if k in row["pass_at_k"] else "" for k in ks),

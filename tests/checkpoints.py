@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights, written as LLaDA and Dream are published: same files, fields and names."""
+"""Tiny checkpoints with random weights, written as LLaDA, Dream, SDAR and A2D are published: files, fields, names."""
 
 import json
 from pathlib import Path
@@ -93,6 +93,89 @@ def write_llada(folder: Path, *, shards: int = 1, seed: int = 0, dtype=torch.flo
     _write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": LLADA_TEMPLATE, **names},
+    )
+    return folder
+
+
+QWEN_SPECIAL = "<|endoftext|> <|im_start|> <|im_end|> <|MASK|>".split()
+
+
+def write_qwen(folder: Path, model_type: str = "sdar", *, seed: int = 0, dtype=torch.float32, **changes) -> Path:
+    """An SDAR or A2D folder: width 32, 2 layers, 4 heads on 2 of keys, 264 tokens. `changes` go into config.json."""
+    config = {
+        "model_type": model_type,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 256,
+        "eos_token_id": 256,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "initializer_range": 0.02,
+        "intermediate_size": 48,
+        "max_position_embeddings": 512,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": False,
+        "vocab_size": 264,
+    }
+    if model_type == "sdar":
+        config |= {
+            "architectures": ["SDARForCausalLM"],
+            "auto_map": {"AutoConfig": "configuration_sdar.SDARConfig", "AutoModel": "modeling_sdar.SDARModel"},
+            "attn_implementation": "flex_attention",
+            **dict.fromkeys(("debug", "micro_forward", "skip_checkpoint", "use_deepep"), False),
+            **{"ep_size": 1, "fuse_cross_entropy": True, "mask_token_id": 259},
+        }
+    if model_type.endswith("llama"):
+        config["mlp_bias"] = False
+    else:
+        config |= {"max_window_layers": 28, "sliding_window": None, "use_sliding_window": False}
+    if model_type.endswith("qwen2"):
+        del config["attention_bias"]
+    normed = model_type in ("sdar", "a2d-qwen3")
+    if normed:
+        config["head_dim"] = 16
+    config |= changes
+    width, hidden, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    size = config.get("head_dim") or width // config["num_attention_heads"]
+    queries, keys = size * config["num_attention_heads"], size * config["num_key_value_heads"]
+    shapes = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (rows, width)
+    for layer in range(config["num_hidden_layers"]):
+        own = {
+            "input_layernorm.weight": (width,),
+            "post_attention_layernorm.weight": (width,),
+            "self_attn.q_proj.weight": (queries, width),
+            "self_attn.k_proj.weight": (keys, width),
+            "self_attn.v_proj.weight": (keys, width),
+            "self_attn.o_proj.weight": (width, queries),
+            "mlp.gate_proj.weight": (hidden, width),
+            "mlp.up_proj.weight": (hidden, width),
+            "mlp.down_proj.weight": (width, hidden),
+        }
+        if normed:
+            own |= {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)}
+        if model_type.endswith("qwen2"):
+            own |= {f"self_attn.{name}_proj.bias": (n,) for name, n in (("q", queries), ("k", keys), ("v", keys))}
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
+    _write(folder, config, _random(shapes, seed, dtype), shards=1)
+
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(BYTES)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in QWEN_SPECIAL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "mask_token": "<|MASK|>"}
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "Qwen2Tokenizer", "chat_template": DREAM_TEMPLATE, **names},
     )
     return folder
 

@@ -37,7 +37,7 @@ from dllm_gym.agents.samplers.base import Sampler, as_sampler, seed_of_share
 from dllm_gym.agents.samplers.heuristics import HEURISTICS, make_policy
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
-from dllm_gym.denoisers.session import DecodingSession
+from dllm_gym.denoisers.session import DecodingSession, block_offset
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.names import find
 from dllm_gym.types import Action, Canvas, Indices, Observation
@@ -139,9 +139,15 @@ class Metropolis:
         for start, chains in self._groups(episodes, problems, numbers):
             texts = decoding.completions(chains.canvas, episodes.end_tokens)
             acceptance, log_likelihood = chains.acceptance.tolist(), chains.log_likelihood.tolist()
-            for i, (text, nfe) in enumerate(zip(texts, chains.nfe.tolist(), strict=True)):
-                problem = episodes.task[problems[start + i]]
-                end = episodes.judge(start + i, problem, text, nfe, log_likelihood[i][-1])
+            for i, text in enumerate(texts):
+                end = episodes.judge(
+                    start + i,
+                    episodes.task[problems[start + i]],
+                    text,
+                    nfe=int(chains.nfe[i]),
+                    positions=int(chains.positions[i]),
+                    log_likelihood=log_likelihood[i][-1],
+                )
                 end.info["chain"] = {"acceptance": acceptance[i], "log_likelihood": log_likelihood[i]}
                 yield start + i, end
 
@@ -166,16 +172,21 @@ class Metropolis:
             acceptance=torch.zeros(count, self.steps, device=device),
             log_likelihood=torch.zeros(count, tries, dtype=torch.float64, device=device),
             nfe=torch.zeros(count, dtype=torch.int64, device=device),
+            positions=torch.zeros(count, dtype=torch.int64, device=device),
         )
-        ends = range(episodes.block_length, episodes.gen_length + 1, episodes.block_length)
-        for end in ends:
-            start = chains.canvas[torch.arange(count, device=device).repeat_interleave(tries)]
-            proposals = propose(episodes, start, sampler, end, rng)
-            nfe = proposals.canvas.steps - start.steps
+        offset = block_offset(episodes.denoiser, canvas)
+        offset = torch.zeros_like(chains.nfe) if offset is None else offset
+        block = decoding.blocks(episodes.gen_length, episodes.block_length, offset)
+        copies = torch.arange(count, device=device).repeat_interleave(tries)
+        for n in range(int(block.max()) + 1):
+            inside, start = (block == n)[copies], chains.canvas[copies]
+            proposals = propose(episodes, start, sampler, inside, rng)
+            nfe, positions = proposals.canvas.steps - start.steps, proposals.positions
             if self.likelihood == "elbo":
-                log_p = self._elbo(episodes, proposals.canvas, end, rng)
-                chains.nfe += tries * self.maskings
-            elif (nfe == episodes.block_length).all():
+                log_p = self._elbo(episodes, proposals.canvas, inside, rng)
+                nfe = nfe + self.maskings
+                positions = positions + self.maskings * (start.prompt_mask.sum(dim=1) + episodes.gen_length)
+            elif (nfe == inside.sum(dim=1)).all():
                 log_p = proposals.log_p
             else:
                 raise ValueError(
@@ -187,30 +198,35 @@ class Metropolis:
                 raise FloatingPointError("the likelihoods of proposals are not numbers: no chain can accept or reject.")
             log_uniform = torch.as_tensor(np.log1p(-rng.random((count, self.steps))), device=device)
             states = accept(log_weight, log_uniform)
-            chains.acceptance += (states[:, 1:] != states[:, :-1]).float() / len(ends)
+            share = (block == n).any(dim=1) / (block[:, -1] + 1)  # of this block among those of the chain
+            chains.acceptance += (states[:, 1:] != states[:, :-1]) * share[:, None]
             chains.log_likelihood += log_p.view(count, tries).gather(1, states)
             chains.nfe += nfe.view(count, tries).sum(dim=1)
+            chains.positions += positions.view(count, tries).sum(dim=1)
             chains.canvas = proposals.canvas[torch.arange(count, device=device) * tries + states[:, -1]]
         return chains
 
     @torch.no_grad()
-    def _elbo(self, episodes: Episodes, canvas: Canvas, end: int, rng: np.random.Generator) -> Tensor:
-        """``[N]`` float64: the ELBO of the block that ends at ``end``, given what is before it."""
-        begin = end - episodes.block_length  # earlier blocks are so much more prompt
-        prompt = torch.cat([canvas.prompt, canvas.tokens[:, :begin]], dim=1)
-        prompt_mask = torch.cat([canvas.prompt_mask, ~canvas.masked[:, :begin]], dim=1)
-        tokens, block = canvas.tokens[:, begin:], ~canvas.masked[:, begin:]
-        generator = torch.Generator(tokens.device).manual_seed(int(rng.integers(2**63 - 1)))
-        drawn = corrupt("coupled", block, prompt_mask, self.maskings, generator)
-        log_prob = torch.zeros_like(drawn.weight)
+    def _elbo(self, episodes: Episodes, canvas: Canvas, inside: Tensor, rng: np.random.Generator) -> Tensor:
+        """``[N]`` float64: the ELBO of the block ``inside`` ``[N, L]`` bool, given what is before it; 0 without one."""
+        generator = torch.Generator(canvas.tokens.device).manual_seed(int(rng.integers(2**63 - 1)))
+        log_prob = torch.zeros((self.maskings, *inside.shape), device=inside.device)
+        weight = torch.zeros_like(log_prob)
+        has = inside.any(dim=1).nonzero()[:, 0]
+        canvas, inside = canvas[has], inside[has]
+        drawn = corrupt("coupled", inside, canvas.prompt_mask, self.maskings, generator)
+        drawn.masked &= inside | canvas.masked  # earlier blocks stay
+        weight[:, has] = drawn.weight
         for n in range(self.maskings):
-            for rows in torch.arange(len(tokens), device=tokens.device).split(episodes.num_rows):
+            for rows in torch.arange(len(has), device=inside.device).split(episodes.num_rows):
+                part, tokens = canvas[rows], canvas.tokens[rows]
                 one = Corruption(*(field[n : n + 1, rows] for field in vars(drawn).values()))
                 corrupted = corrupted_canvas(
-                    prompt[rows], prompt_mask[rows], tokens[rows], one, episodes.denoiser.mask_token_id
+                    part.prompt, part.prompt_mask, tokens, one, episodes.denoiser.mask_token_id
                 )
-                log_prob[n, rows] = episodes.denoiser.score(corrupted, tokens[rows], one.scored[0]).log_prob.float()
-        return likelihood.elbo(log_prob, drawn.weight).double().sum(dim=1)
+                score = episodes.denoiser.score(corrupted, tokens, one.scored[0])
+                log_prob[n, has[rows]] = score.log_prob.float()
+        return likelihood.elbo(log_prob, weight).double().sum(dim=1)
 
 
 @dataclass
@@ -225,11 +241,14 @@ class Chains:
     """``[C, K + 1]`` float64, nats: log p of the state after each step; with several blocks, the sum over them."""
     nfe: Tensor
     """``[C]`` int64: number of denoiser forward passes for all proposals, including those of the "elbo"."""
+    positions: Tensor
+    """``[C]`` int64: number of token positions in these forward passes."""
 
     @staticmethod
     def cat(parts: list[Chains]) -> Chains:
         """One after the other; of the canvases the prompts are dropped, they differ in width."""
-        fields = {f: torch.cat([getattr(part, f) for part in parts]) for f in ("acceptance", "log_likelihood", "nfe")}
+        names = ("acceptance", "log_likelihood", "nfe", "positions")
+        fields = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         bare = [
             dataclasses.replace(p.canvas, prompt=p.canvas.prompt[:, :0], prompt_mask=p.canvas.prompt_mask[:, :0])
             for p in parts
@@ -240,26 +259,32 @@ class Chains:
 
 @dataclass
 class Proposals:
-    """N canvases decoded up to some position."""
+    """N canvases with one more block."""
 
     canvas: Canvas
     log_p: Tensor
     """``[N]`` float64: untempered log-probabilities of the tokens, each at the step that wrote it, summed."""
     log_q: Tensor
     """``[N]`` float64: the same of the distributions that they were drawn from."""
+    positions: Tensor
+    """``[N]`` int64: token positions forwarded."""
 
 
-def propose(episodes: Episodes, canvas: Canvas, sampler: Sampler, end: int, rng: np.random.Generator) -> Proposals:
-    """Decode what is masked before position ``end``, tokens drawn at the episodes' temperature, nothing filled in.
+def propose(
+    episodes: Episodes, canvas: Canvas, sampler: Sampler, inside: Tensor, rng: np.random.Generator
+) -> Proposals:
+    """Decode what is masked in one block, tokens drawn at the episodes' temperature, nothing filled in.
 
     Args:
-        episodes: gives the denoiser, the block length, the temperature, and how many rows are decoded together.
-        canvas: N rows; blocks before ``end`` are decoded left to right.
+        episodes: gives the denoiser, the block length, the temperature, the cache, and how many rows are decoded
+            together.
+        canvas: N rows.
+        inside: ``[N, L]`` bool, the block of each row, before which nothing is masked.
         rng: of the tokens.
     """
-    session = DecodingSession(episodes.denoiser, canvas, episodes.block_length, stop_at_eos=False)
+    session = DecodingSession(episodes.denoiser, canvas, episodes.block_length, stop_at_eos=False, cache=episodes.cache)
     log_p, log_q = torch.zeros(2, len(canvas), dtype=torch.float64, device=canvas.tokens.device)
-    while len(rows := session.canvas.masked[:, :end].any(dim=1).nonzero()[: episodes.num_rows, 0]):
+    while len(rows := (session.canvas.masked & inside).any(dim=1).nonzero()[: episodes.num_rows, 0]):
         shape = (len(rows), canvas.tokens.shape[1])
         uniforms = torch.as_tensor(rng.random(shape, dtype=np.float32), device=rows.device)
         seen, prediction = session.observe(rows, episodes.confidence_k, episodes.temperature, uniforms)
@@ -268,7 +293,7 @@ def propose(episodes: Episodes, canvas: Canvas, sampler: Sampler, end: int, rng:
         log_p[rows] += torch.where(written, prediction.probability.double().log(), 0.0).sum(dim=1)
         log_q[rows] += torch.where(written, prediction.draw_log_prob.double(), 0.0).sum(dim=1)
         session.commit(seen, Action.unmasking(written), rows)
-    return Proposals(session.canvas, log_p, log_q)
+    return Proposals(session.canvas, log_p, log_q, session.positions)
 
 
 def accept(log_weight: Tensor, log_uniform: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dllm_gym.agents.samplers.base import Sampler, as_sampler
-from dllm_gym.envs.episodes import Finished
+from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.types import Action, Indices, Observation, Problem, Rollout
 
 
@@ -53,7 +53,8 @@ def play(
     """Play one episode for each problem index, and yield them as they end.
 
     Args:
-        env: an `UnmaskingVectorEnv` (or a single environment); its rows are taken over, reset it afterwards.
+        env: an `UnmaskingVectorEnv`, a single environment, or the `Episodes` of one; its rows are taken over, reset it
+            afterwards.
         sampler: a learned policy, a heuristic, or a function ``Observation -> [B, L] bool``.
         problems: indices into the environment's task, repeated for groups.
         seed: episode n draws its tokens (at temperature > 0) from a generator seeded by (seed, n), whatever the
@@ -67,7 +68,8 @@ def play(
     """
     if not len(problems):
         raise ValueError("problems is empty: give the index of at least one problem.")
-    episodes, sampler = env.unwrapped.episodes, as_sampler(sampler)
+    episodes = env if isinstance(env, Episodes) else env.unwrapped.episodes
+    sampler = as_sampler(sampler)
     # Longest prompts first: rows that are decoded together are padded to the longest of them.
     lengths = {index: len(episodes.encode_prompt(episodes.task[index])) for index in set(problems)}
     queue = sorted(enumerate(problems), key=lambda item: (lengths[item[1]], -item[0]))

@@ -3,6 +3,7 @@
 from dllm_gym.decoding.canvas import (
     best_n,
     blank,
+    blocks,
     commit,
     completions,
     eligible,
@@ -12,4 +13,15 @@ from dllm_gym.decoding.canvas import (
     with_best,
 )
 
-__all__ = ["best_n", "blank", "commit", "completions", "eligible", "log_likelihood", "observe", "pad_left", "with_best"]
+__all__ = [
+    "best_n",
+    "blank",
+    "blocks",
+    "commit",
+    "completions",
+    "eligible",
+    "log_likelihood",
+    "observe",
+    "pad_left",
+    "with_best",
+]

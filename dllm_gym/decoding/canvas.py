@@ -35,21 +35,33 @@ def pad_left(prompts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return prompt, prompt_mask.to(prompt.device)
 
 
-def eligible(masked: Tensor, block_length: int) -> Tensor:
-    """``[B, L]`` bool: masked positions of the leftmost block that still has one."""
-    block = torch.arange(masked.shape[1], device=masked.device) // block_length
-    active = block[masked.to(torch.uint8).argmax(dim=1)]
-    return masked & (block == active[:, None])
+def blocks(length: int, block_length: int, offset: Tensor) -> Tensor:
+    """``[B, L]`` int64: the block of each position; ``offset`` ``[B]``: prompt tokens that share the first block."""
+    return (torch.arange(length, device=offset.device) + offset[:, None]) // block_length
 
 
-def observe(canvas: Canvas, prediction: Prediction, block_length: int) -> Observation:
-    """What a policy may see of a canvas and the denoiser's prediction for it."""
+def eligible(masked: Tensor, block_length: int, offset: Tensor | None = None) -> Tensor:
+    """``[B, L]`` bool: masked positions of the leftmost block that still has one.
+
+    Args:
+        masked: ``[B, L]`` bool.
+        block_length: blocks are counted from the first position of the completion.
+        offset: ``[B]`` int64, so many of the prompt's last tokens belong to the first block; None: none.
+    """
+    offset = torch.zeros(len(masked), dtype=torch.int64, device=masked.device) if offset is None else offset
+    block = blocks(masked.shape[1], block_length, offset)
+    active = block.gather(1, masked.to(torch.uint8).argmax(dim=1, keepdim=True))
+    return masked & (block == active)
+
+
+def observe(canvas: Canvas, prediction: Prediction, block_length: int, offset: Tensor | None = None) -> Observation:
+    """What a policy may see of a canvas and the denoiser's prediction for it. Blocks as in `eligible`."""
     return Observation(
         confidence=prediction.confidence,
         entropy=prediction.entropy,
         token=torch.where(canvas.masked, prediction.token, canvas.tokens),
         masked=canvas.masked,
-        eligible=eligible(canvas.masked, block_length),
+        eligible=eligible(canvas.masked, block_length, offset),
         progress=canvas.steps / canvas.tokens.shape[1],
         probability=torch.where(canvas.masked, prediction.probability, canvas.probability),
     )

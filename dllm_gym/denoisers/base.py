@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class Denoiser(ABC):
     """What errors call it."""
     default_dataset: str = "hub"
     """The problems that an environment takes unless it is told: "hub" or "embedded"."""
+    block_size: int | None = None
+    """Number of positions per block of a block-causal denoiser, which decodes in these blocks only; None for others."""
+    caches: tuple[str, ...] = ("none",)
+    """What a decoding session may keep between forward passes; the first is exact, and is what "auto" takes."""
 
     @abstractmethod
     def logits(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
@@ -62,9 +67,45 @@ class Denoiser(ABC):
         """Logits ``[N, V]`` of features ``[N, H]``."""
         return features
 
+    def features(self, canvas: Canvas, at: Tensor) -> Tensor:
+        """What the head reads at the positions ``at`` ``[B, L]`` bool: ``[N, H]``, row by row."""
+        return self.encode(*inputs_of(canvas))[:, -canvas.tokens.shape[1] :][at]
+
+    def scoring_features(self, canvas: Canvas, targets: Tensor, at: Tensor) -> Tensor:
+        """The same for `score`, whose masked tokens ``targets`` ``[B, L]`` are known."""
+        return self.features(canvas, at)
+
+    def make_memory(self, cache: str, canvas: Canvas, block_length: int) -> Memory:
+        """What a decoding session keeps for the rows of a canvas.
+
+        Args:
+            cache: "auto", or one of `caches`.
+            canvas: its number of rows stays what it is.
+            block_length: blocks are decoded left to right.
+
+        Raises:
+            ValueError: a cache that this denoiser does not have.
+        """
+        self.resolve_cache(cache)
+        return Recompute(self, len(canvas))
+
+    def resolve_cache(self, cache: str) -> str:
+        """``cache``, or the exact one for "auto". Raises ValueError for one that this denoiser does not have."""
+        if cache != "auto" and cache not in self.caches:
+            allowed = ", ".join(map(repr, ("auto", *self.caches)))
+            raise ValueError(f"cache={cache!r}: {self.name} can be decoded with {allowed}.")
+        return self.caches[0] if cache == "auto" else cache
+
     @torch.inference_mode()
     def predict(
-        self, canvas: Canvas, k: int = 1, temperature: float = 0.0, uniforms: Tensor | None = None
+        self,
+        canvas: Canvas,
+        k: int = 1,
+        temperature: float = 0.0,
+        uniforms: Tensor | None = None,
+        *,
+        at: Tensor | None = None,
+        encode: Callable[[Canvas, Tensor], Tensor] | None = None,
     ) -> Prediction:
         """One forward pass: token, confidence and entropy at every masked position (zeros elsewhere).
 
@@ -77,6 +118,8 @@ class Denoiser(ABC):
             temperature: 0 for the argmax, else tokens are drawn from softmax(logits / temperature).
             uniforms: ``[B, L]`` float32 in [0, 1), needed when temperature > 0: one number per position, read off the
                 inverse distribution function, so that a row's draw does not depend on the rows beside it.
+            at: ``[B, L]`` bool, the masked positions to predict; None: all of them.
+            encode: the forward pass, which may remember earlier ones; None: `features`.
 
         Returns:
             `Prediction`, ``[B, L]`` and ``[B, L, k]``.
@@ -85,8 +128,9 @@ class Denoiser(ABC):
             ValueError: temperature above 0 without uniforms.
             FloatingPointError: the logits of a masked position are NaN, infinite, or all minus infinity.
         """
-        rows, columns = canvas.masked.nonzero(as_tuple=True)
-        features = self._encode_canvas(canvas)[rows, columns]
+        at = canvas.masked if at is None else at
+        rows, columns = at.nonzero(as_tuple=True)
+        features = (encode or self.features)(canvas, at)
         drawn_at = None
         if temperature > 0:
             if uniforms is None:
@@ -126,7 +170,7 @@ class Denoiser(ABC):
 
         Args:
             canvas: B rows of L positions, partly masked.
-            targets: ``[B, L]`` int64, the tokens to score.
+            targets: ``[B, L]`` int64, the tokens to score; a block-causal denoiser also reads those of earlier blocks.
             scored: ``[B, L]`` bool, where.
             temperature: logits are divided by it, as for tokens that are drawn at it; more than 0.
 
@@ -134,7 +178,7 @@ class Denoiser(ABC):
             FloatingPointError: as `predict`.
         """
         rows, columns = scored.nonzero(as_tuple=True)
-        features, targets = self._encode_canvas(canvas)[rows, columns], targets[rows, columns]
+        features, targets = self.scoring_features(canvas, targets, scored), targets[rows, columns]
         chunks = self._chunks(len(features))
         parts = []
         for start, size in chunks:
@@ -159,10 +203,6 @@ class Denoiser(ABC):
         """What to say where the logits of a canvas turned out to be no numbers."""
         return f"{self.name}: its logits are not finite."
 
-    def _encode_canvas(self, canvas: Canvas) -> Tensor:
-        """Features of the completion's positions, ``[B, L, H]``."""
-        return self.encode(*inputs_of(canvas))[:, -canvas.tokens.shape[1] :]
-
     def _chunks(self, positions: int) -> list[tuple[int, int]]:
         """Start and size of runs of positions whose logits fit into `CHUNK`; at least one, perhaps empty."""
         size = max(1, CHUNK // self.vocab_size)
@@ -171,6 +211,37 @@ class Denoiser(ABC):
     def __deepcopy__(self, memo) -> Denoiser:
         """Gymnasium deep-copies specs and their keyword arguments; weights exist once."""
         return self
+
+
+class Memory(ABC):
+    """What a decoding session keeps of R rows between forward passes."""
+
+    positions: Tensor
+    """``[R]`` int64: token positions forwarded for each row since it began."""
+    looks_ahead = True
+    """Whether positions beyond the active block are predicted too."""
+
+    @abstractmethod
+    def encode(self, canvas: Canvas, rows: Tensor, at: Tensor) -> Tensor:
+        """The forward pass for rows ``[B]`` int64, ascending: features ``[N, H]`` of ``at`` ``[B, L]`` bool."""
+
+    def forget(self, rows: Tensor) -> None:
+        """Begin anew with some rows."""
+        self.positions = self.positions.index_fill(0, rows, 0)
+
+
+class Recompute(Memory):
+    """Keeps nothing: every forward pass reads prompt and completion anew."""
+
+    def __init__(self, denoiser: Denoiser, num_rows: int):
+        self.denoiser = denoiser
+        self.positions = torch.zeros(num_rows, dtype=torch.int64, device=denoiser.device)
+        self.looks_ahead = denoiser.block_size is None
+
+    def encode(self, canvas: Canvas, rows: Tensor, at: Tensor) -> Tensor:
+        forwarded = canvas.prompt_mask.sum(dim=1) + canvas.tokens.shape[1]
+        self.positions = self.positions.index_add(0, rows, forwarded)
+        return self.denoiser.features(canvas, at)
 
 
 class TrainableDenoiser(Denoiser):

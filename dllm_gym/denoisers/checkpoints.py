@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dllm_gym.denoisers.attention import AttentionPattern
 from dllm_gym.denoisers.families import Family
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -75,12 +76,13 @@ def read_tokenizer(given: str, folder: Path):
     return tokenizer
 
 
-def set_tokens(given: str, config, raw: dict, family: Family, tokenizer) -> None:
+def set_tokens(given: str, config, raw: dict, family: Family, tokenizer, block_size: int | None = None) -> None:
     """Write into a transformers config what decoding needs to know, so that it is saved with the model.
 
     `mask_token_id`; `end_token_ids`, every token that ends a completion; `fill_token_id`, the one that fills the canvas
-    after it; `shifted`, whether column i - 1 predicts token i; `default_dataset`. A folder that has been saved from
-    here has them; one of `train_policy.py sft` ends with its tokenizer's end token and reads embedded problems.
+    after it; `shifted`, whether column i - 1 predicts token i; `attention_pattern` and `block_size`; `default_dataset`.
+    A folder that has been saved from here has them; one of `sft` ends with its tokenizer's end token and
+    reads embedded problems.
     """
     ends, fill = [tokenizer.eos_token_id], tokenizer.eos_token_id
     if family.published:
@@ -99,6 +101,16 @@ def set_tokens(given: str, config, raw: dict, family: Family, tokenizer) -> None
     config.end_token_ids = raw.get("end_token_ids", sorted(set(ends) - {None, config.mask_token_id}))
     config.fill_token_id = raw.get("fill_token_id", fill)
     config.shifted = raw.get("shifted", family.shifted)
+    config.attention_pattern = raw.get("attention_pattern", family.attention_pattern)
+    config.block_size = block_size or raw.get("block_size", family.block_size)
+    if block_size is not None:
+        if not family.block_causal:
+            raise ValueError(f"{given}: block_size={block_size}: {raw['model_type']} is bidirectional; leave it out.")
+        config.attention_pattern = "block-causal"
+    try:
+        AttentionPattern(config.attention_pattern, config.block_size)
+    except ValueError as error:
+        raise ValueError(f"{given}: {error}") from None
     config.default_dataset = raw.get("default_dataset", "hub" if family.published else "embedded")
     if config.mask_token_id is None:
         raise ValueError(f"{given}: no mask token: config.json has no mask_token_id and the tokenizer no mask token.")

@@ -1,4 +1,4 @@
-"""Denoisers that are transformers models with bidirectional attention: embedded, LLaDA, Dream, and adapters on them."""
+"""Denoisers that are transformers models without a causal mask: embedded, LLaDA, Dream, SDAR, A2D, and adapters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from dllm_gym.denoisers import checkpoints
-from dllm_gym.denoisers.base import Denoiser, TrainableDenoiser, inputs_of
+from dllm_gym.denoisers.attention import BIDIRECTIONAL, AttentionPattern, additive, count_positions
+from dllm_gym.denoisers.base import Denoiser, Memory, Recompute, TrainableDenoiser, inputs_of
+from dllm_gym.denoisers.cache import KeyValueCache
 from dllm_gym.denoisers.checkpoints import EMBEDDED
 from dllm_gym.denoisers.families import find_family
 from dllm_gym.denoisers.oracle import OracleDenoiser
@@ -26,11 +28,20 @@ DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
 }
+CACHES = {
+    "bidirectional": ("none", "prefix", "dual"),
+    "prompt-causal": ("prompt", "none", "prefix", "dual"),
+    "block-causal": ("prefix", "none"),
+}
+"""What can be kept of a denoiser with this attention pattern; the first is exact."""
+
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
 
 class PretrainedDenoiser(TrainableDenoiser):
-    """A transformers causal-LM class with bidirectional attention, used as a masked denoiser.
+    """A transformers causal-LM class without a causal mask, used as a masked denoiser.
+
+    What a position sees is the denoiser's `pattern`; see `dllm_gym.denoisers.attention`.
 
     Padding on the left is masked out of attention and positions count from the first real token, so a padded row
     equals the row alone.
@@ -42,7 +53,7 @@ class PretrainedDenoiser(TrainableDenoiser):
     """
 
     def __init__(self, model, tokenizer):
-        """Take a bidirectional `LlamaForCausalLM` or `Qwen2ForCausalLM` and freeze it."""
+        """Take a Llama, Qwen2 or Qwen3 ``...ForCausalLM`` whose config says ``is_causal`` false, and freeze it."""
         config = model.config
         if not hasattr(config, "end_token_ids"):
             raw, given = config.to_dict(), type(model).__name__
@@ -60,31 +71,133 @@ class PretrainedDenoiser(TrainableDenoiser):
         self.name = f"denoiser {model.name_or_path!r}"
         self.default_dataset = config.default_dataset
         self.shifted = config.shifted
+        causal = config.attention_pattern == "block-causal"
+        self.block_size = config.block_size if causal else None
+        self.pattern = AttentionPattern(config.attention_pattern, self.block_size)
+        """What a position sees."""
+        self.caches = CACHES[self.pattern.name]
+        if self.shifted and self.block_size:
+            raise ValueError(
+                f"{self.name}: a block-causal denoiser whose column i - 1 predicts token i cannot be decoded."
+            )
+        if config._attn_implementation == "flash_attention_2":
+            self.caches = ("none",)  # its kernels take no mask over kept keys
 
     @property
     def causal_lm(self):
         """The transformers model itself, with whatever adapters peft has put into it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def encode(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def encode(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, prompt_length: Tensor | None = None
+    ) -> Tensor:
+        """What the head reads, ``[B, T, H]``. ``prompt_length`` ``[B]`` int64 is for prompt-causal denoisers.
+
+        Raises:
+            ValueError: a prompt-causal denoiser is not told where the completion begins.
+        """
         first: Tensor | int = 0
-        padding = {}
-        if attention_mask is not None and not attention_mask.all():
+        padded = attention_mask is not None and not attention_mask.all()
+        if padded:
             first = attention_mask.int().argmax(dim=1, keepdim=True)
-            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-            padding = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
-        features = self.causal_lm.model(input_ids=tokens, use_cache=False, **padding).last_hidden_state
-        features = features.to(tokens.device)  # with a device map they may end up elsewhere
+        if self.pattern == BIDIRECTIONAL:
+            padding = {}
+            if padded:
+                position_ids = count_positions(attention_mask).clamp(min=0)
+                padding = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
+            features = self.causal_lm.model(input_ids=tokens, use_cache=False, **padding).last_hidden_state
+            features = features.to(tokens.device)  # with a device map they may end up elsewhere
+        else:
+            if prompt_length is None and self.pattern.name == "prompt-causal":
+                raise ValueError(
+                    f"{self.name} is prompt-causal: give prompt_length, [B] int64, the number of tokens before the "
+                    f"completion."
+                )
+            position = count_positions(torch.ones_like(tokens) if attention_mask is None else attention_mask)
+            lengths = tokens.new_zeros(len(tokens)) if prompt_length is None else prompt_length
+            features = self.run(tokens, position, self.pattern.sees(position, position, lengths))
         if self.shifted:
             columns = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
             features = _take(features, (columns - 1).clamp(min=first))
         return features
 
+    def run(self, tokens: Tensor, position: Tensor, visible: Tensor, kept: Any = None) -> Tensor:
+        """Hidden states ``[B, W, H]`` of W columns, not shifted.
+
+        Args:
+            tokens: ``[B, W]`` int64.
+            position: ``[B, W]`` int64, counted from the first real token; -1 at padding.
+            visible: ``[B, W, C]`` bool, which of the C columns attended to each one sees.
+            kept: gives the keys and values of these C, as a transformers cache does; None: they are the W columns.
+        """
+        mask = additive(visible, self.causal_lm.dtype)
+        hidden = self.causal_lm.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=position.clamp(min=0),
+            past_key_values=kept,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden.to(tokens.device)  # with a device map they may end up elsewhere
+
+    def features(self, canvas: Canvas, at: Tensor) -> Tensor:
+        tokens, attention_mask = inputs_of(canvas)
+        features = self.encode(tokens, attention_mask, canvas.prompt_mask.sum(dim=1))
+        return features[:, -canvas.tokens.shape[1] :][at]
+
+    def scoring_features(self, canvas: Canvas, targets: Tensor, at: Tensor) -> Tensor:
+        """Of a block-causal denoiser, a masked block sees earlier ones unmasked, in one forward pass of both copies.
+
+        arXiv 2503.09573, section 3.2 and figure 3: the masked copy of a block attends to itself and to the clean copy
+        of earlier blocks; the clean copy to itself and earlier blocks.
+        """
+        width, length = canvas.prompt.shape[1], canvas.tokens.shape[1]
+        if self.block_size is None or self.block_size >= width + length:
+            return self.features(canvas, at)
+        size = self.block_size
+        shared = min(width, size - 1)  # columns of the prompt that may be in a block with masked tokens
+        tokens, attention_mask = inputs_of(canvas)
+        clean = torch.cat([canvas.prompt, torch.where(canvas.masked, targets, canvas.tokens)], dim=1)
+        position = count_positions(attention_mask)
+        both = torch.cat([position, position[:, width - shared :]], dim=1)
+        block = both.div(size, rounding_mode="floor")
+        masked = torch.arange(both.shape[1], device=both.device) >= width + length
+        query, key = block[:, :, None], block[:, None, :]
+        visible = torch.where(
+            masked, masked[:, None] & (query == key), torch.where(masked[:, None], key < query, key <= query)
+        )
+        visible = visible & (both >= 0)[:, None]
+        hidden = self.run(torch.cat([clean, tokens[:, width - shared :]], dim=1), both, visible)
+        return hidden[:, -length:][at]
+
+    def make_memory(self, cache: str, canvas: Canvas, block_length: int) -> Memory:
+        cache = self.resolve_cache(cache)
+        if cache == "none":
+            return Recompute(self, len(canvas))
+        return KeyValueCache(self, cache, len(canvas), block_length)
+
+    def cache_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of the keys and values of so many rows and columns."""
+        config = self.causal_lm.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head * rows * columns
+        return numbers * self.causal_lm.dtype.itemsize
+
+    def weights_version(self) -> tuple:
+        """Another value after any change of the weights: an optimiser's step, or other weights in their place."""
+        return tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+
     def head(self, features: Tensor) -> Tensor:
         return self.causal_lm.lm_head(features).to(features.device)
 
-    def logits(self, tokens: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        features = self.encode(tokens, attention_mask)
+    def logits(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        prompt_length: Tensor | None = None,
+    ) -> Tensor:
+        features = self.encode(tokens, attention_mask, prompt_length)
         return self.head(features if positions is None else _take(features, positions))
 
     @torch.no_grad()
@@ -93,14 +206,14 @@ class PretrainedDenoiser(TrainableDenoiser):
         dtype = str(self.causal_lm.dtype).removeprefix("torch.")
         broken = (name for name, p in self.model.named_parameters() if not (p.is_meta or p.isfinite().all()))
         weight = next(broken, None)
-        layer = None if weight else self._first_layer_not_finite(*inputs_of(canvas))
+        layer = None if weight else self._first_layer_not_finite(*inputs_of(canvas), canvas.prompt_mask.sum(dim=1))
         what = f"the weight {weight}" if weight else f"the output of {layer or 'the head'}"
         advice = "the checkpoint is broken" if weight else "its weights are too large"
         if dtype == "float16":
             advice = "give dtype='bfloat16' or 'float32', whose range is wider"
         return f"{self.name} in {dtype}: {what} is not finite; {advice}."
 
-    def _first_layer_not_finite(self, tokens: Tensor, attention_mask: Tensor) -> str | None:
+    def _first_layer_not_finite(self, tokens: Tensor, attention_mask: Tensor, prompt_length: Tensor) -> str | None:
         """The module that first gives a value at a real token that is no number."""
         found: list[str] = []
         hooks = []
@@ -115,7 +228,7 @@ class PretrainedDenoiser(TrainableDenoiser):
             if name:
                 hooks.append(module.register_forward_hook(lambda _, __, output, name=name: look(name, output)))
         try:
-            self.head(self.encode(tokens, attention_mask))
+            self.head(self.encode(tokens, attention_mask, prompt_length))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -153,13 +266,15 @@ def load_denoiser(
     *,
     attention: str = "auto",
     device_map: str | dict | None = None,
+    block_size: int | None = None,
 ) -> Denoiser:
     """A denoiser by name, folder or hub id. Nothing that a checkpoint brings is run, and no pickle is read.
 
     Args:
         name_or_path: "embedded", "embedded-early" or "oracle"; a folder; or a hub id ("GSAI-ML/LLaDA-8B-Instruct",
-            "Dream-org/Dream-v0-Instruct-7B"), which is downloaded once. A folder may hold LLaDA (model_type "llada") or
-            Dream ("Dream") as published, in one or several safetensors files; what `train_policy.py sft` or
+            "Dream-org/Dream-v0-Instruct-7B", "JetLM/SDAR-1.7B-Chat"), which is downloaded once. A folder may hold LLaDA
+            (model_type "llada"), Dream ("Dream"), SDAR or TraDo ("sdar"), or A2D models ("a2d-qwen3", "a2d-qwen2",
+            "a2d-llama") as published, in one or several safetensors files; what `train_policy.py sft` or
             `PretrainedDenoiser.save` wrote; or a peft adapter (adapter_config.json): it is loaded frozen on its base.
         device: "auto" (CUDA where there is one), or a torch device.
         dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "bfloat16", "float16", "float32" ("bf16", "fp16",
@@ -168,6 +283,8 @@ def load_denoiser(
             "flash_attention_2".
         device_map: handed to transformers' `from_pretrained` ("auto", or modules and their devices), to spread a model
             over several GPUs; instead of `device`, which is then the embedding's.
+        block_size: number of positions per block of a block-causal checkpoint, SDAR or an A2D model trained with
+            BD3-LM's objective. None: what config.json says, or 4 for SDAR; an A2D model is then bidirectional.
 
     Raises:
         FileNotFoundError: neither a known name, nor a checkpoint folder, nor to be had from the hub.
@@ -194,7 +311,8 @@ def load_denoiser(
 
     folder, source = checkpoints.find_folder(given, name_or_path)
     if not (folder / "config.json").is_file():
-        return _load_adapter(given, folder, device=device, dtype=dtype, attention=attention, device_map=device_map)
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+        return _load_adapter(given, folder, **options, device_map=device_map, block_size=block_size)
     if device_map is None:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         device_map = {"": device}  # read straight to where it belongs
@@ -208,7 +326,11 @@ def load_denoiser(
     family = find_family(given, raw.get("model_type"))
     model_class, config = checkpoints.read_config(given, folder, raw, family)
     tokenizer = checkpoints.read_tokenizer(given, folder)
-    checkpoints.set_tokens(given, config, raw, family, tokenizer)
+    checkpoints.set_tokens(given, config, raw, family, tokenizer, block_size)
+    if attention == "flash_attention_2" and config.attention_pattern != "bidirectional":
+        raise ValueError(
+            f"attention={attention!r}: it cannot be {config.attention_pattern}, as {given} is; give 'sdpa'."
+        )
     weights = checkpoints.read_weights(given, folder, model_class, config, family.names)
     with checkpoints.quiet():
         model = model_class.from_pretrained(

@@ -34,8 +34,9 @@ class Finished:
     row: int
     reward: float
     info: dict[str, Any]
-    """``completion, score, correct, undecided, nfe, length, log_likelihood, problem_id, step_limit``.
+    """``completion, score, correct, undecided, nfe, positions, length, log_likelihood, problem_id, step_limit``.
 
+    ``positions`` is the number of token positions forwarded, which is what a step costs where keys and values are kept.
     Undecided is `dllm_gym.types.Verdict.undecided`: None, or why there was no verdict; it counts as wrong.
     """
 
@@ -76,9 +77,15 @@ class Episodes:
         self.reward = get_reward(settings.reward)
         self.alpha = settings.alpha
         self.empty_action = settings.empty_action
+        self.cache = settings.cache
         nothing = [torch.zeros(0, dtype=torch.int64, device=self.device)] * num_rows
         self.session = DecodingSession.blank(
-            self.denoiser, nothing, self.gen_length, self.block_length, stop_at_eos=settings.stop_at_eos
+            self.denoiser,
+            nothing,
+            self.gen_length,
+            self.block_length,
+            stop_at_eos=settings.stop_at_eos,
+            cache=settings.cache,
         )
         self.problems: list[Any] = [None] * num_rows
         """A `Problem` in every row that has begun."""
@@ -148,8 +155,24 @@ class Episodes:
 
     def encode_prompt(self, problem: Problem) -> Tensor:
         """The prompt's tokens, 1-D int64, through the chat template where the tokenizer has one."""
+        given = problem.prompt
+        tokens = given.tolist() if isinstance(given, Tensor) else self._tokenize(problem, given)
+        known, largest = self.denoiser.prompt_tokens, max(tokens, default=0)
+        if known is not None and not 0 <= min(tokens, default=0) <= largest < known:
+            shown = "" if isinstance(given, Tensor) else f" ({self.denoiser.tokenizer.decode([largest])!r})"
+            raise ValueError(
+                f"problem {problem.id!r}: its token {largest}{shown} is beyond the {known} tokens of "
+                f"{self.denoiser.name}: the tokenizer is not that of the weights."
+            )
+        if len(tokens) + self.gen_length > self.denoiser.context_length:
+            raise ValueError(
+                f"problem {problem.id!r}: {len(tokens)} prompt tokens and gen_length={self.gen_length} exceed the "
+                f"denoiser's context of {self.denoiser.context_length} tokens; give a smaller gen_length."
+            )
+        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+
+    def _tokenize(self, problem: Problem, text: str) -> list[int]:
         tokenizer = self.denoiser.tokenizer
-        text = problem.prompt
         if tokenizer.chat_template:
             message = [{"role": "user", "content": text}]
             try:
@@ -168,21 +191,18 @@ class Episodes:
                 f"({', '.join(map(repr, lacking[:8]))}{', ...' if len(lacking) > 8 else ''}). "
                 f"The embedded denoiser reads embedded problems only: dataset='embedded'."
             )
-        known, largest = self.denoiser.prompt_tokens, max(tokens, default=0)
-        if known is not None and largest >= known:
-            raise ValueError(
-                f"problem {problem.id!r}: its token {largest} ({tokenizer.decode([largest])!r}) is beyond the {known} "
-                f"tokens of {self.denoiser.name}: the tokenizer is not that of the weights."
-            )
-        if len(tokens) + self.gen_length > self.denoiser.context_length:
-            raise ValueError(
-                f"problem {problem.id!r}: {len(tokens)} prompt tokens and gen_length={self.gen_length} exceed the "
-                f"denoiser's context of {self.denoiser.context_length} tokens; give a smaller gen_length."
-            )
-        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+        return tokens
 
     def judge(
-        self, row: int, problem: Problem, text: Tensor, nfe: int, log_likelihood: float, step_limit: bool = False
+        self,
+        row: int,
+        problem: Problem,
+        text: Tensor,
+        *,
+        nfe: int,
+        positions: int,
+        log_likelihood: float,
+        step_limit: bool = False,
     ) -> Finished:
         """The end of an episode that wrote ``text``, the tokens before its end: verdict and reward."""
         completion, verdict = "", None
@@ -196,6 +216,7 @@ class Episodes:
             "correct": bool(verdict and verdict.correct),
             "undecided": verdict.undecided if verdict else None,
             "nfe": nfe,
+            "positions": positions,
             "length": min(len(text) + 1, self.gen_length),
             "log_likelihood": log_likelihood,
             "problem_id": problem.id,
@@ -208,11 +229,15 @@ class Episodes:
         index = torch.as_tensor(rows, device=self.device)
         ended = self.canvas[index]
         texts = decoding.completions(ended, self.end_tokens)
-        nfe, log_likelihood = ended.steps.tolist(), decoding.log_likelihood(ended).tolist()
-        finished = [
-            self.judge(row, self.problems[row], text, steps, likelihood, bool(limited[row]))
-            for row, text, steps, likelihood in zip(rows.tolist(), texts, nfe, log_likelihood, strict=True)
-        ]
+        figures = {
+            "nfe": ended.steps.tolist(),
+            "positions": self.session.positions[index].tolist(),
+            "log_likelihood": decoding.log_likelihood(ended).tolist(),
+        }
+        finished = []
+        for i, (row, text) in enumerate(zip(rows.tolist(), texts, strict=True)):
+            own = {name: values[i] for name, values in figures.items()}
+            finished.append(self.judge(row, self.problems[row], text, **own, step_limit=bool(limited[row])))
         self.active[rows] = False
         self.observation = self.observation.put(index, self._empty_observation(ended))
         return finished

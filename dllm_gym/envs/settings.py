@@ -36,7 +36,7 @@ class EnvSettings:
     gen_length: int | None = None
     """L, the number of tokens in a completion; None takes the task's, which is 256 for real data."""
     block_length: int | None = None
-    """Blocks are decoded left to right; must divide L. None means L: full diffusion."""
+    """Blocks are decoded left to right; must divide L. None means the denoiser's own block if it has one, else L."""
     temperature: float = 0.0
     """Sampling temperature; 0 takes the argmax."""
     confidence_k: int = 1
@@ -53,6 +53,8 @@ class EnvSettings:
     """Fill the masked positions after the end of the text at no cost, once everything before it is written."""
     device: str = "auto"
     """"auto" (CUDA where there is one), "cpu", "cuda", or a device as torch names it."""
+    cache: str = "auto"
+    """Keys and values kept between forward passes: "none", "prompt", "prefix", "dual", or "auto", what is exact."""
     dtype: str = "auto"
     """The denoiser's: "auto" (bfloat16 on CUDA, float32 on a CPU), "float32", "bfloat16" or "float16"."""
 
@@ -70,7 +72,7 @@ class EnvSettings:
         """A copy whose lengths are numbers, checked against the task and the denoiser. Raises ValueError."""
         self.check()
         length = task.gen_length if self.gen_length is None else self.gen_length
-        block = length if self.block_length is None else self.block_length
+        block = (denoiser.block_size or length) if self.block_length is None else self.block_length
         max_steps = length if self.max_steps is None else self.max_steps
         for name, value in {"gen_length": length, "max_steps": max_steps}.items():
             if value < 1:
@@ -78,6 +80,12 @@ class EnvSettings:
         if block < 1 or length % block:
             divisors = [n for n in range(1, length + 1) if length % n == 0]
             raise ValueError(f"block_length={block}: must divide gen_length={length}, one of {divisors}.")
+        if denoiser.block_size not in (None, block):
+            raise ValueError(
+                f"block_length={block}: {denoiser.name} is block-causal and writes blocks of {denoiser.block_size}; "
+                f"give that, or leave it out."
+            )
+        denoiser.resolve_cache(self.cache)
         if not 1 <= self.confidence_k < denoiser.vocab_size:
             raise ValueError(f"confidence_k={self.confidence_k}: must be 1 to {denoiser.vocab_size - 1}.")
         return dataclasses.replace(self, gen_length=length, block_length=block, max_steps=max_steps)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoints import DREAM_SPECIAL, LLADA_SPECIAL, write_dream, write_llada
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from reference import close, reference, some_tokens
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -49,70 +50,6 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "problems.jsonl"
     path.write_text("\n".join(json.dumps({"question": q, "answer": a}) for q, a in PROBLEMS))
     return str(path)
-
-
-def some_tokens(length: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(256, (length,), generator=torch.Generator().manual_seed(seed))
-
-
-def reference(folder, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits ``[T, V]`` of the token at each position, as the original code computes them, in float64."""
-    config = json.loads((folder / "config.json").read_text())
-    files = sorted(folder.glob("*.safetensors"))
-    weights = {name: weight.double() for file in files for name, weight in load_file(file).items()}
-    if config["model_type"] == "llada":
-        layers, heads, groups = config["n_layers"], config["n_heads"], config["n_kv_heads"]
-        block, embed, norm, head = (
-            "model.transformer.blocks.{}.",
-            *(f"model.transformer.{name}" for name in ("wte", "ln_f", "ff_out")),
-        )
-        before, after = "attn_norm", "ff_norm"
-        q, k, v, o, gate, up, down = "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out".split()
-    else:
-        layers, heads, groups = (
-            config[f"num_{name}"] for name in ("hidden_layers", "attention_heads", "key_value_heads")
-        )
-        block, embed, norm, head = "model.layers.{}.", "model.embed_tokens", "model.norm", "lm_head"
-        before, after = "input_layernorm", "post_attention_layernorm"
-        q, k, v, o = (f"self_attn.{name}_proj" for name in "qkvo")
-        gate, up, down = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
-
-    def linear(x, name):
-        return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-
-    def rms_norm(x, name):
-        return x * (x.pow(2).mean(dim=-1, keepdim=True) + config["rms_norm_eps"]).rsqrt() * weights[f"{name}.weight"]
-
-    x = weights[f"{embed}.weight"][tokens]
-    length, width = x.shape
-    size = width // heads
-    angles = torch.outer(
-        torch.arange(length).double(), config["rope_theta"] ** -(torch.arange(0, size, 2).double() / size)
-    )
-    cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
-
-    def rotate(x):
-        left, right = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-right, left], dim=-1) * sin
-
-    def split(x, count):
-        return x.view(length, count, size).transpose(0, 1).repeat_interleave(heads // count, dim=0)
-
-    for layer in range(layers):
-        at = block.format(layer)
-        y = rms_norm(x, at + before)
-        queries = rotate(split(linear(y, at + q), heads))
-        keys, values = rotate(split(linear(y, at + k), groups)), split(linear(y, at + v), groups)
-        attention = (queries @ keys.transpose(1, 2) / size**0.5).softmax(dim=-1)  # every position sees every other
-        x = x + linear((attention @ values).transpose(0, 1).reshape(length, width), at + o)
-        y = rms_norm(x, at + after)
-        x = x + linear(F.silu(linear(y, at + gate)) * linear(y, at + up), at + down)
-    logits = linear(rms_norm(x, norm), head if f"{head}.weight" in weights else embed)
-    return logits if config["model_type"] == "llada" else torch.cat([logits[:1], logits[:-1]])
-
-
-def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
-    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance)
 
 
 def error_of(expected: type[Exception], *arguments, **options) -> str:

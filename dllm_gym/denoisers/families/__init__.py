@@ -1,11 +1,13 @@
 """Families of denoisers. A new one is a file beside these, and a line here."""
 
+from dllm_gym.denoisers.families.a2d import A2D
 from dllm_gym.denoisers.families.base import Family
 from dllm_gym.denoisers.families.bidirectional import BIDIRECTIONAL
 from dllm_gym.denoisers.families.dream import DREAM
 from dllm_gym.denoisers.families.llada import LLADA
+from dllm_gym.denoisers.families.sdar import SDAR
 
-FAMILIES = (LLADA, DREAM, BIDIRECTIONAL)
+FAMILIES = (LLADA, DREAM, SDAR, A2D, BIDIRECTIONAL)
 
 
 def find_family(given: str, model_type: str | None) -> Family:

@@ -9,7 +9,7 @@ HARMLESS = {
     *("torch_dtype", "dtype", "use_cache", "is_causal", "return_dict", "output_attentions", "output_hidden_states"),
     *("chunk_size_feed_forward", "problem_type", "id2label", "label2id", "tokenizer_class", "max_length"),
     *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id"),
-    *("end_token_ids", "fill_token_id", "shifted", "default_dataset"),
+    *("end_token_ids", "fill_token_id", "shifted", "default_dataset", "attention_pattern", "block_size"),
 }
 """Fields that change nothing of the forward pass, or are read elsewhere here."""
 
@@ -52,6 +52,20 @@ def _rope_parameters(given: str, raw: dict) -> dict:
         name = "rope_scaling" if scaling else "rope_parameters"
         raise ValueError(f"{given}: config.json has {name}={raw[name]!r}: its type must be one of {known}.")
     return parameters
+
+
+def read_as(given: str, raw: dict, model_class, config_class, harmless: Iterable[str]) -> tuple:
+    """A checkpoint whose config.json has the fields of a transformers class, with ``is_causal`` false."""
+    fields = [
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
+    ]
+    known = config_class().to_dict().keys() - HARMLESS
+    fixed = {**SHARED_FIXED, "hidden_act": ["silu"], "use_sliding_window": [False, None]}
+    require_fields(given, raw, fields)
+    require_known(given, raw, {*known, *harmless, *ROPE_FIELDS}, fixed)
+    settings = {name: raw[name] for name in known & raw.keys() if name not in (*harmless, *ROPE_FIELDS, "layer_types")}
+    return model_class, config_class(**settings | shared_settings(given, raw), is_causal=False)
 
 
 def require_fields(given: str, raw: dict, fields: Iterable[str]) -> None:
