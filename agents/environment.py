@@ -7,6 +7,8 @@ from typing import cast
 
 import gymnasium as gym
 
+from dllm_gym.agents.workers import worker_count
+from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.extras import needs
@@ -46,6 +48,19 @@ def make_env(config: EnvConfig, split: str | None = None, **changes) -> Unmaskin
     changes = ({"split": split} if split else {}) | changes
     settings = vars(config) | {"id": env_spec(config.id).id, "denoiser": config.denoiser_name} | changes
     return cast(UnmaskingVectorEnv, gym.make_vec(settings.pop("id"), **settings))
+
+
+def make_envs(config: EnvConfig, split: str | None = None, **changes) -> list[UnmaskingVectorEnv]:
+    """`make_env`, its rows dealt out to environments that play side by side, one for each of torch's threads on a CPU.
+
+    They share denoiser and task.
+    """
+    denoiser = changes.pop("denoiser", None) or load_denoiser(config.denoiser_name, config.device, config.dtype)
+    count = min(worker_count(denoiser.device), config.num_envs)
+    changes |= {"denoiser": denoiser, "num_envs": -(-config.num_envs // count)}
+    first = make_env(config, split, **changes).unwrapped
+    changes |= {"task": first.episodes.task, "dataset": None, "prompt_template": None, "few_shot": 0}
+    return [first, *(make_env(config, split, **changes).unwrapped for _ in range(count - 1))]
 
 
 def env_spec(env_id: str):

@@ -1,21 +1,20 @@
-"""The evaluation engine: finished problems from one or several workers, and their means with intervals."""
+"""The evaluation engine: finished problems, and their means with intervals."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from queue import Queue
-from threading import Event, Thread
-from typing import TypeVar, cast
+from functools import partial
+from typing import cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.metropolis import Metropolis
-from dllm_gym.agents.samplers.rollout import play
+from dllm_gym.agents.samplers.rollout import play, shares
+from dllm_gym.agents.workers import merged
 from dllm_gym.envs.episodes import Finished, require_rewards
 from dllm_gym.types import Indices, Observation
 
@@ -49,14 +48,24 @@ class Evaluation:
 
 
 def evaluate(
-    env, sampler: Sampler | Callable[[Observation], Tensor], problems: Indices, *, seed: int = 0
+    envs, sampler: Sampler | Callable[[Observation], Tensor], problems: Indices, *, seed: int = 0
 ) -> Evaluation:
-    """Play each problem once, the sampler choosing as at evaluation, and keep what a table needs. As `play`.
+    """Play each problem once, the sampler choosing as at evaluation, and keep what a table needs.
+
+    Args:
+        envs: as in `dllm_gym.agents.collect`.
+        sampler, problems, seed: as in `dllm_gym.agents.samplers.rollout.play`.
 
     Raises:
         FloatingPointError: a reward is no number.
     """
-    played = dict(finished(env, sampler, problems, seed=seed))
+
+    def played_by(env, numbers: Sequence[int]) -> Iterator[tuple[int, Finished]]:
+        own = [problems[n] for n in numbers]
+        for i, end in finished(env, sampler, own, seed=seed, numbers=numbers):
+            yield numbers[i], end
+
+    played = dict(merged([partial(played_by, *share) for share in shares(envs, len(problems))]))
     ends = [played[n] for n in range(len(problems))]
     infos = [end.info for end in ends]
     return Evaluation(
@@ -97,58 +106,6 @@ def finished(
     for n, end in ends:
         require_rewards([end])
         yield n, end
-
-
-Item = TypeVar("Item")
-
-
-def merged(parts: Sequence[Callable[[], Iterator[Item]]]) -> Iterator[Item]:
-    """What several iterators yield, in the order in which it comes; each runs in a thread of its own.
-
-    On a CPU, forward passes this small are faster with a thread of torch per part than with all threads on one. Once
-    the caller stops, or one part fails, the others end with their next item.
-
-    Args:
-        parts: each makes an iterator; called in its thread.
-
-    Raises:
-        Exception: the first that a part raised.
-    """
-    if len(parts) == 1:
-        yield from parts[0]()
-        return
-    items: Queue[tuple[Item | None, BaseException | None, bool]] = Queue()
-    stopped, threads = Event(), torch.get_num_threads()
-
-    def work(part: Callable[[], Iterator[Item]]) -> None:
-        try:
-            torch.set_num_threads(1)
-            for item in part():
-                if stopped.is_set():
-                    break
-                items.put((item, None, False))
-        except BaseException as error:
-            items.put((None, error, False))
-        finally:
-            items.put((None, None, True))
-
-    workers = [Thread(target=work, args=(part,), daemon=True) for part in parts]
-    try:
-        for worker in workers:
-            worker.start()
-        running = len(workers)
-        while running:
-            item, error, ended = items.get()
-            if error:
-                raise error
-            running -= ended
-            if not ended:
-                yield cast(Item, item)
-    finally:
-        stopped.set()
-        for worker in workers:
-            worker.join()
-        torch.set_num_threads(threads)  # threads of others start with what was set last
 
 
 def summarise(values: dict[str, np.ndarray]) -> dict[str, float | list[float]]:

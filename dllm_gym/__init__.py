@@ -16,7 +16,7 @@ if (_root / "setup.cfg").is_file() and (_root / "agents").is_dir():
 
 from dllm_gym.registration import register_all as _register_all  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load_denoiser", "make_task"]
 
 _register_all()

@@ -11,13 +11,14 @@ from functools import partial
 from typing import cast
 
 import numpy as np
-import torch
 
 import dllm_gym
-from dllm_gym.agents.environment import EnvConfig, env_spec, make_env
-from dllm_gym.agents.evaluation import finished, merged
+from dllm_gym.agents.environment import EnvConfig, env_spec, make_envs
+from dllm_gym.agents.evaluation import finished
 from dllm_gym.agents.samplers.metropolis import Metropolis
+from dllm_gym.agents.samplers.rollout import shares
 from dllm_gym.agents.samplers.spec import canonical, is_random, make_sampler, make_stepwise
+from dllm_gym.agents.workers import merged
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import load_denoiser
 from dllm_gym.envs.episodes import Finished
@@ -98,18 +99,10 @@ def evaluate_cell(
     if config.first:
         request["first"] = config.first
     key = key_of(request)
-    if file:
-        key = next((known for known in (key, key_of_0_1(request)) if known in file.cells), key)
-        if (cell := file.cells.get(key)) and cell.end:
-            return cell
-    denoiser = _denoiser(env.denoiser_name, env.device, env.dtype)
-    threads = torch.get_num_threads() if denoiser.device.type == "cpu" else None
-    workers = min(threads or 1, env.num_envs)
-    rows = {"denoiser": denoiser, "num_envs": -(-env.num_envs // workers)}
-    envs = [make_env(env, config.split, **rows).unwrapped]
+    if file and (cell := file.cells.get(key)) and cell.end:
+        return cell
+    envs = make_envs(env, config.split, denoiser=_denoiser(env.denoiser_name, env.device, env.dtype))
     episodes = envs[0].episodes
-    loaded = {"task": episodes.task, "dataset": None, "prompt_template": None, "few_shot": 0}
-    envs += [make_env(env, config.split, **rows | loaded).unwrapped for _ in range(workers - 1)]
     if not sampler.stepwise:
         cast(Metropolis, sampler).check(episodes)
     first = max(0, len(episodes.task) + config.first) if config.first < 0 else config.first
@@ -129,12 +122,12 @@ def evaluate_cell(
     numbers = [
         n for n in range(first * config.samples, (first + count) * config.samples) if n // config.samples not in known
     ]
-    shares = [share for i in range(workers) if (share := numbers[i::workers])]
     totals: dict = {"seconds": 0.0, "tokens": 0, "forwards": 0}
     done: dict[int, dict[int, Finished]] = {}
     chains: list[dict] = []
     left, start = len(numbers), time.perf_counter()
-    for number, end in merged([partial(_share, config, *work) for work in zip(envs, shares, strict=False)]):
+    parts = [partial(_share, config, own, [numbers[i] for i in share]) for own, share in shares(envs, len(numbers))]
+    for number, end in merged(parts) if numbers else ():
         left -= 1
         index, sample = divmod(number, config.samples)
         ends = done.setdefault(index, {})
@@ -165,7 +158,7 @@ def evaluate_cell(
 def _share(config: CellConfig, env: UnmaskingVectorEnv, numbers: list[int]) -> Iterator[tuple[int, Finished]]:
     """A worker's completions as they end; number n is sample ``n % samples`` of problem ``n // samples``."""
     problems = [n // config.samples for n in numbers]
-    sampler = make_sampler(config.sampler, config.seed, env.episodes.device).share(numbers[0])
+    sampler = make_sampler(config.sampler, config.seed, env.episodes.device)
     for i, end in finished(env, sampler, problems, seed=config.seed, numbers=numbers):
         yield numbers[i], end
 
@@ -183,21 +176,6 @@ def key_of(request: dict) -> str:
     default = env_settings(EnvConfig())
     named = {n: v for n, v in request["env"].items() if n in ("id", "denoiser") or v != default[n]}
     return _digest(request | {"env": named})
-
-
-def key_of_0_1(request: dict) -> str | None:
-    """The key that version 0.1.0 gave, which hashed all settings of its time; None where others differ from default."""
-    default = env_settings(EnvConfig())
-    if any(v != default[n] for n, v in request["env"].items() if n not in ENV_OF_0_1):
-        return None
-    return _digest(request | {"env": {name: request["env"][name] for name in ENV_OF_0_1}})
-
-
-ENV_OF_0_1 = (
-    *("id", "denoiser", "dataset", "prompt_template", "few_shot", "allow_code_execution", "gen_length"),
-    *("block_length", "temperature", "confidence_k", "reward", "alpha", "num_envs", "device", "dtype"),
-)
-"""Settings of an environment that results files of version 0.1.0 have."""
 
 
 def _digest(request: dict) -> str:

@@ -70,7 +70,8 @@ def summary(cell) -> dict:
 
     ``accuracy``, ``nfe``, ``reward`` and their ``*_interval``; ``positions`` forwarded per completion, None in files of
     earlier versions; ``tokens_per_forward`` = response tokens / forwards (the end token is one of them); ``pass_at_k``
-    for k = 1, 2, 4, ... and n; ``entropy`` in nats, the mean of minus the log-likelihood (that of whole completions at temperature 1 and one token per step, elsewhere not quite an entropy);
+    for k = 1, 2, 4, ... and n; ``entropy`` in nats, the mean of minus the log-likelihood (that of whole completions at
+    temperature 1 and one token per step, elsewhere not quite an entropy);
     ``distinct`` texts per sample; ``undecided``, how many verdicts were not reached, by reason;
     ``tokens_per_second`` of response, None where the evaluation has not come to its end.
     """

@@ -25,7 +25,7 @@ def see(rows: int = 5, length: int = 8, k: int = 1, seed: int = 0) -> Observatio
 
 
 def tiny_policy(seed: int = 0, **changes) -> UnmaskingPolicy:
-    return make_policy_network(replace(TINY, **changes), seed, torch.device("cpu")).seed(seed)
+    return make_policy_network(replace(TINY, **changes), seed, torch.device("cpu")).seeded(seed)
 
 
 def truncate(path: Path) -> None:

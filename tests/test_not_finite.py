@@ -103,7 +103,7 @@ def test_logits_of_a_denoiser_of_ones_own(value):
 
 
 def test_a_policy_with_a_weight_that_is_no_number(embedded, tmp_path):
-    policy = UnmaskingPolicy(PolicyConfig(hidden_dim=8, mlp_dim=8)).seed(0)
+    policy = UnmaskingPolicy(PolicyConfig(hidden_dim=8, mlp_dim=8)).seeded(0)
     with torch.no_grad():
         policy.trunk.out.weight[0, 0] = math.nan
     env = make_env(EnvConfig(COUNTDOWN, num_envs=2), denoiser=embedded)

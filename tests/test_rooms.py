@@ -11,7 +11,8 @@ dllm_gym.rendering dllm_gym.rewards dllm_gym.decoding
 dllm_gym.verify
 dllm_gym.tasks dllm_gym.denoisers
 dllm_gym.envs
-agents.environment agents.terminal agents.samplers
+agents.workers agents.terminal
+agents.environment agents.samplers
 agents.evaluation
 agents.trainers
 agents.trainers.policy agents.trainers.denoiser

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +38,7 @@ class Sampler(Protocol):
 
     @property
     def draws(self) -> bool:
-        """Whether it draws random numbers, so that what it does follows from its seed."""
+        """Whether it draws random numbers."""
         ...
 
     @property
@@ -47,25 +46,26 @@ class Sampler(Protocol):
         """Whether its choice never depends on the tokens that were drawn for positions that stay masked."""
         ...
 
-    def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
+    @property
+    def seed(self) -> int:
+        """What its draws follow from, beside the episode's own seed; 0 if it draws nothing."""
+        ...
+
+    def choose(
+        self, observation: Observation, explore: bool = False, uniforms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Choose for B rows.
 
         Args:
             observation: of B rows.
             explore: choose as in training, where a set may be empty; else at least one eligible position is picked.
+            uniforms: ``[B, L + 1]`` float32 in [0, 1), all that it draws, from the rows' own generators, so that what
+                a row does is the same beside any others. None: it draws from a generator of its own.
 
         Returns:
             ``picks`` ``[B, L]`` int64, 0 where not picked and n for the n-th pick, and their log-probability ``[B]``,
             0 if the sampler has none.
         """
-        ...
-
-    def reseeded(self, seed: int) -> Sampler:
-        """The same sampler, drawing from another seed; itself where it draws nothing."""
-        ...
-
-    def share(self, number: int) -> Sampler:
-        """The same sampler for one of several workers, whose draws do not repeat those of the others."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -82,16 +82,13 @@ class PlainSampler:
     confidence_k = 1
     stepwise = True
     draws = False
+    seed = 0
     ignores_tokens = False
 
-    def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
+    def choose(
+        self, observation: Observation, explore: bool = False, uniforms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return without_log_prob(self.function(observation))
-
-    def reseeded(self, seed: int) -> PlainSampler:
-        return self
-
-    def share(self, number: int) -> PlainSampler:
-        return self
 
     def settings(self) -> dict[str, Any]:
         return {"function": getattr(self.function, "__qualname__", type(self.function).__name__)}
@@ -105,8 +102,3 @@ def as_sampler(sampler: Sampler | Callable[[Observation], Tensor]) -> Sampler:
 def without_log_prob(positions: Tensor) -> tuple[Tensor, Tensor]:
     """What `Sampler.choose` returns for a set ``[B, L]`` bool whose probability is not known."""
     return positions.long(), torch.zeros(len(positions), device=positions.device)
-
-
-def seed_of_share(seed: int, number: int) -> int:
-    """A seed that follows from a sampler's own and the number of a worker's first completion."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

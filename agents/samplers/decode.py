@@ -69,9 +69,9 @@ def decode(
     prompts = list(prompts)
     if isinstance(policy, str):
         policy = make_stepwise(policy, seed, denoiser.device)
-    policy = as_sampler(policy)
-    if not policy.stepwise:
+    if not getattr(policy, "stepwise", True):
         raise ValueError(f"policy={policy!r}: makes whole completions; give one that unmasks step by step.")
+    policy = as_sampler(policy)
     settings = EnvSettings(
         denoiser=denoiser,
         gen_length=gen_length,

@@ -18,10 +18,9 @@ FAR = -1e9
 class Bernoulli:
     """Every eligible position on its own, with probability sigmoid(logit). The set may be empty."""
 
-    def sample(self, logits: Tensor, eligible: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``picks``."""
-        draw = torch.rand(logits.shape, generator=generator, device=logits.device)
-        return ((draw < logits.sigmoid()) & eligible).long()
+    def sample(self, logits: Tensor, eligible: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw ``picks`` with uniform numbers ``[B, L + 1]`` in [0, 1)."""
+        return ((uniforms[:, :-1] < logits.sigmoid()) & eligible).long()
 
     def log_prob(self, logits: Tensor, eligible: Tensor, picks: Tensor) -> Tensor:
         """Log-probability ``[B]`` of the sets, in nats."""
@@ -40,15 +39,16 @@ class DPLS:
     The set is never empty, unless nothing is eligible.
     """
 
-    def sample(self, logits: Tensor, eligible: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ordered ``picks``, all at once: picks without replacement are a race of exponential clocks.
+    def sample(self, logits: Tensor, eligible: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw ordered ``picks`` with uniform numbers ``[B, L + 1]`` in [0, 1), all at once.
+
+        Picks without replacement are a race of exponential clocks.
 
         Position i rings after Exp(rate exp(logit_i)); STOP starts its clock (rate 1) when the first position rings,
         as the other clocks have no memory.
         """
-        uniform = torch.rand((logits.shape[0], logits.shape[1] + 1), generator=generator, device=logits.device)
         # The logarithm of the ringing times, so that large logits stay distinct.
-        clocks = (-torch.log1p(-uniform)).clamp(min=1e-30).log()
+        clocks = (-torch.log1p(-uniforms)).clamp(min=1e-30).log()
         rings = torch.where(eligible, clocks[:, :-1] - logits, torch.inf)
         stop = torch.logaddexp(rings.amin(dim=1, keepdim=True), clocks[:, -1:])
         order = rings.argsort(dim=1).argsort(dim=1) + 1

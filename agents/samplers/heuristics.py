@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dllm_gym.agents.samplers.base import seed_of_share, without_log_prob
+from dllm_gym.agents.samplers.base import without_log_prob
 from dllm_gym.decoding import best_n, with_best
 from dllm_gym.names import find, hint
 from dllm_gym.types import Observation
@@ -27,32 +27,28 @@ class Heuristic:
     confidence_k = 1
     stepwise = True
     draws = False
+    seed = 0
     ignores_tokens = True
 
     def __call__(self, observation: Observation) -> Tensor:
         """The set to unmask, ``[B, L]`` bool."""
         raise NotImplementedError
 
-    def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
+    def choose(
+        self, observation: Observation, explore: bool = False, uniforms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return without_log_prob(self(observation))
-
-    def reseeded(self, seed: int) -> Heuristic:
-        return type(self)(**self.settings() | {"seed": seed}) if self.draws else self
-
-    def share(self, number: int) -> Heuristic:
-        return self.reseeded(seed_of_share(self.settings()["seed"], number)) if self.draws else self
 
     def settings(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(cast(Any, self)) if field.init}
 
 
 @dataclass
-class Random(Heuristic):
-    """k random positions per step."""
+class Drawing(Heuristic):
+    """Heuristics that draw; a subclass gives `pick`."""
 
     k: int = 1
     seed: int = 0
-    signals = ()
     draws = True
     generator: torch.Generator = field(init=False, repr=False)
 
@@ -60,9 +56,28 @@ class Random(Heuristic):
         _positive(self, "k")
         self.generator = torch.Generator().manual_seed(self.seed)
 
+    def pick(self, observation: Observation, uniforms: Tensor) -> Tensor:
+        """The set to unmask, ``[B, L]`` bool, from uniform numbers ``[B, L]``."""
+        raise NotImplementedError
+
     def __call__(self, observation: Observation) -> Tensor:
-        score = torch.rand(observation.masked.shape, generator=self.generator).to(observation.masked.device)
-        return best_n(score, observation.eligible, self.k)
+        uniforms = torch.rand(observation.masked.shape, generator=self.generator)
+        return self.pick(observation, uniforms.to(observation.masked.device))
+
+    def choose(
+        self, observation: Observation, explore: bool = False, uniforms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return without_log_prob(self(observation) if uniforms is None else self.pick(observation, uniforms[:, :-1]))
+
+
+@dataclass
+class Random(Drawing):
+    """k random positions per step."""
+
+    signals = ()
+
+    def pick(self, observation: Observation, uniforms: Tensor) -> Tensor:
+        return best_n(uniforms, observation.eligible, self.k)
 
 
 @dataclass
@@ -175,24 +190,22 @@ class EntropyBounded(Heuristic):
 
 
 @dataclass
-class TemperedConfidence(Heuristic):
+class TemperedConfidence(Drawing):
     """k positions drawn by softmax of log-confidence / temperature, so that samples differ (arXiv 2604.09921)."""
 
-    k: int = 1
     temperature: float = 1.0
-    seed: int = 0
-    draws = True
-    generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self):
-        _positive(self, "k", "temperature")
-        self.generator = torch.Generator().manual_seed(self.seed)
+        super().__post_init__()
+        _positive(self, "temperature")
 
-    def __call__(self, observation: Observation) -> Tensor:
-        confidence = observation.confidence[..., 0]
-        uniform = torch.rand(confidence.shape, generator=self.generator).to(confidence.device)
-        gumbel = -torch.log(-torch.log1p(-uniform.clamp(max=1 - 1e-7)) + 1e-30)
-        return best_n(confidence.clamp(min=1e-30).log() / self.temperature + gumbel, observation.eligible, self.k)
+    def pick(self, observation: Observation, uniforms: Tensor) -> Tensor:
+        gumbel = -torch.log(-torch.log1p(-uniforms.clamp(max=1 - 1e-7)) + 1e-30)
+        return best_n(
+            observation.confidence[..., 0].clamp(min=1e-30).log() / self.temperature + gumbel,
+            observation.eligible,
+            self.k,
+        )
 
 
 HEURISTICS: dict[str, type[Heuristic]] = {

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from dllm_gym import decoding
-from dllm_gym.agents.samplers.base import Sampler, as_sampler, seed_of_share
+from dllm_gym.agents.samplers.base import Sampler, as_sampler
 from dllm_gym.agents.samplers.heuristics import HEURISTICS, make_policy
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
@@ -91,19 +91,13 @@ class Metropolis:
         """What the proposal reads of an observation."""
         return self._proposal().signals
 
-    def reseeded(self, seed: int) -> Metropolis:
-        return dataclasses.replace(self, seed=seed)
-
-    def share(self, number: int) -> Metropolis:
-        return self.reseeded(seed_of_share(self.seed, number))
-
     def settings(self) -> dict[str, Any]:
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         return own | {"approximate": self.approximate}
 
     def _proposal(self) -> Sampler:
         if isinstance(self.proposal, str):
-            return make_policy(self.proposal).reseeded(self.seed)
+            return make_policy(self.proposal)
         return as_sampler(self.proposal)
 
     def check(self, episodes: Episodes) -> None:
@@ -280,7 +274,7 @@ def propose(
             together.
         canvas: N rows.
         inside: ``[N, L]`` bool, the block of each row, before which nothing is masked.
-        rng: of the tokens.
+        rng: of the tokens and the sampler.
     """
     session = DecodingSession(episodes.denoiser, canvas, episodes.block_length, stop_at_eos=False, cache=episodes.cache)
     log_p, log_q = torch.zeros(2, len(canvas), dtype=torch.float64, device=canvas.tokens.device)
@@ -288,7 +282,8 @@ def propose(
         shape = (len(rows), canvas.tokens.shape[1])
         uniforms = torch.as_tensor(rng.random(shape, dtype=np.float32), device=rows.device)
         seen, prediction = session.observe(rows, episodes.confidence_k, episodes.temperature, uniforms)
-        picks, _ = sampler.choose(seen)
+        drawn = torch.as_tensor(rng.random((len(rows), shape[1] + 1), dtype=np.float32), device=rows.device)
+        picks, _ = sampler.choose(seen, uniforms=drawn)
         written = decoding.with_best(picks > 0, seen) & seen.eligible
         log_p[rows] += torch.where(written, prediction.probability.double().log(), 0.0).sum(dim=1)
         log_q[rows] += torch.where(written, prediction.draw_log_prob.double(), 0.0).sum(dim=1)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dllm_gym.agents.samplers.base import seed_of_share, without_log_prob
+from dllm_gym.agents.samplers.base import without_log_prob
 from dllm_gym.agents.samplers.distributions import DISTRIBUTIONS
 from dllm_gym.decoding import with_best
 from dllm_gym.files import written
@@ -84,10 +84,10 @@ class Trunk(nn.Module):
             index = torch.arange(seen.shape[1], device=seen.device) / 64
             x = x + self.place(_sinusoidal(index, x.shape[-1]))
         time = self.time(_sinusoidal(observation.progress, x.shape[-1]))
-        condition = self.state(observation.masked.long() + observation.eligible.long()) + time[:, None]
-        shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3 = self.modulation(F.silu(condition)).chunk(
-            8, dim=-1
-        )
+        # A row has three conditions, one for each state of a position; each position takes its own.
+        modulation = self.modulation(F.silu(self.state.weight + time[:, None]))
+        state = F.one_hot(observation.masked.long() + observation.eligible.long(), 3).to(modulation.dtype)
+        shift1, scale1, gate1, shift2, scale2, gate2, shift3, scale3 = (state @ modulation).chunk(8, dim=-1)
         x = x + (1 + gate1) * self._attend(self.norm(x) * (1 + scale1) + shift1)
         x = x + (1 + gate2) * self.mlp(self.norm(x) * (1 + scale2) + shift2)
         return self.norm(x) * (1 + scale3) + shift3
@@ -130,7 +130,7 @@ class UnmaskingPolicy(nn.Module):
         nn.init.constant_(self.readout.bias, config.initial_bias)
         self.deterministic = False
         self.generator: torch.Generator | None = None
-        self._seed = 0
+        self.seed = 0
 
     @property
     def confidence_k(self) -> int:
@@ -142,24 +142,26 @@ class UnmaskingPolicy(nn.Module):
         return self.readout(self.trunk(observation))[..., 0] / self.config.temperature
 
     @torch.no_grad()
-    def act(self, observation: Observation) -> tuple[Tensor, Tensor]:
+    def act(self, observation: Observation, uniforms: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``picks`` ``[B, L]`` (see `dllm_gym.agents.samplers.distributions`) and their log-probability ``[B]``.
+
+        ``uniforms`` ``[B, L + 1]``: as in `Sampler.choose`.
 
         Raises:
             FloatingPointError: a logit is no number.
         """
         logits = self._finite_logits(observation)
-        picks = self.distribution.sample(logits, observation.eligible, self.generator)
+        picks = self.distribution.sample(logits, observation.eligible, self._uniforms(logits, uniforms))
         return picks, self.distribution.log_prob(logits, observation.eligible, picks)
 
     @torch.no_grad()
-    def __call__(self, observation: Observation) -> Tensor:
+    def __call__(self, observation: Observation, uniforms: Tensor | None = None) -> Tensor:
         """The set to unmask, ``[B, L]`` bool. Raises FloatingPointError where a logit is no number."""
         logits = self._finite_logits(observation)
         if self.deterministic:
             picks = (logits > 0) & observation.eligible
         else:
-            picks = self.distribution.sample(logits, observation.eligible, self.generator) > 0
+            picks = self.distribution.sample(logits, observation.eligible, self._uniforms(logits, uniforms)) > 0
         return with_best(picks, observation, logits)
 
     def _finite_logits(self, observation: Observation) -> Tensor:
@@ -172,23 +174,25 @@ class UnmaskingPolicy(nn.Module):
             raise FloatingPointError(f"the policy's logits are not finite: {reason}.")
         return logits
 
-    def choose(self, observation: Observation, explore: bool = False) -> tuple[Tensor, Tensor]:
-        return self.act(observation) if explore else without_log_prob(self(observation))
+    def _uniforms(self, logits: Tensor, given: Tensor | None) -> Tensor:
+        if given is not None:
+            return given
+        shape = (logits.shape[0], logits.shape[1] + 1)
+        return torch.rand(shape, generator=self.generator, device=logits.device)
 
-    def reseeded(self, seed: int) -> UnmaskingPolicy:
-        return self.seed(seed)
-
-    def share(self, number: int) -> UnmaskingPolicy:
-        return self.seed(seed_of_share(self._seed, number))
+    def choose(
+        self, observation: Observation, explore: bool = False, uniforms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.act(observation, uniforms) if explore else without_log_prob(self(observation, uniforms))
 
     def settings(self) -> dict[str, Any]:
         """The architecture and a digest of the weights."""
         weights = b"".join(p.cpu().numpy().tobytes() for p in self.state_dict().values())
         return asdict(self.config) | {"weights": hashlib.sha256(weights).hexdigest()[:12]}
 
-    def seed(self, seed: int) -> UnmaskingPolicy:
-        """Draw from a generator of its own from now on; returns itself."""
-        self._seed = seed
+    def seeded(self, seed: int) -> UnmaskingPolicy:
+        """Draw from a seed of its own from now on; returns itself."""
+        self.seed = seed
         self.generator = torch.Generator(self.readout.weight.device).manual_seed(seed)
         return self
 

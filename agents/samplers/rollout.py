@@ -6,13 +6,16 @@ Finished rows are refilled at once, so every denoiser forward pass is as full as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dllm_gym.agents.samplers.base import Sampler, as_sampler
+from dllm_gym.agents.workers import side_by_side
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.types import Action, Indices, Observation, Problem, Rollout
 
@@ -57,8 +60,8 @@ def play(
             afterwards.
         sampler: a learned policy, a heuristic, or a function ``Observation -> [B, L] bool``.
         problems: indices into the environment's task, repeated for groups.
-        seed: episode n draws its tokens (at temperature > 0) from a generator seeded by (seed, n), whatever the
-            number of rows.
+        seed: episode n draws its tokens (at temperature > 0) from a generator seeded by (seed, n), and the sampler
+            draws what it does there from another one. So nothing depends on the number of rows, or of environments.
         explore: choose as in training, where an empty set is left to the environment's ``empty_action``.
         numbers: the n of each episode in its seed; None means 0, 1, ... Give it to play one part of many episodes.
         log: where the steps are kept.
@@ -70,10 +73,12 @@ def play(
         raise ValueError("problems is empty: give the index of at least one problem.")
     episodes = env if isinstance(env, Episodes) else env.unwrapped.episodes
     sampler = as_sampler(sampler)
+    draws = getattr(sampler, "draws", False)
     # Longest prompts first: rows that are decoded together are padded to the longest of them.
     lengths = {index: len(episodes.encode_prompt(episodes.task[index])) for index in set(problems)}
     queue = sorted(enumerate(problems), key=lambda item: (lengths[item[1]], -item[0]))
     owner = np.full(episodes.num_rows, -1)
+    choosing: list[Any] = [None] * episodes.num_rows  # the sampler's generator in each row
     episodes.clear()
     while queue or episodes.active.any():
         free = np.flatnonzero(~episodes.active)[: len(queue)]
@@ -83,11 +88,17 @@ def play(
                 owner[row] = n
                 number = n if numbers is None else numbers[n]
                 episodes.rngs[row] = np.random.default_rng([*np.atleast_1d(seed), number])
+                if draws:
+                    choosing[row] = np.random.default_rng([*np.atleast_1d(seed), number, 1 + sampler.seed])
             episodes.begin(free, [index for _, index in taken])
         observation = episodes.observe()
-        rows = torch.as_tensor(np.flatnonzero(episodes.active), device=episodes.device)
-        seen = observation[rows]
-        picks, log_prob = sampler.choose(seen, explore)
+        running = np.flatnonzero(episodes.active)
+        rows = torch.as_tensor(running, device=episodes.device)
+        seen, drawn = observation[rows], []
+        if draws:
+            numbers_of = [choosing[row].random(episodes.gen_length + 1, dtype=np.float32) for row in running]
+            drawn = [torch.as_tensor(np.stack(numbers_of), device=episodes.device)]
+        picks, log_prob = sampler.choose(seen, explore, *drawn)
         if log:
             log.observations.append(seen)
             log.picks.append(picks)
@@ -98,8 +109,14 @@ def play(
             yield Ended(int(owner[end.row]), episodes.problems[end.row], end, episodes.canvas.tokens[end.row])
 
 
+def shares(envs, count: int) -> list[tuple[Any, range]]:
+    """The numbers of ``count`` episodes dealt out to one or several environments: those with one, and which."""
+    envs = list(envs) if isinstance(envs, Sequence) else [envs]
+    return [(env, range(i, count, len(envs))) for i, env in enumerate(envs) if i < count]
+
+
 def collect(
-    env,
+    envs,
     sampler: Sampler | Callable[[Observation], Tensor],
     problems: Indices,
     *,
@@ -109,15 +126,26 @@ def collect(
     """Play one episode for each problem index; the n-th entry of the rollout is that of ``problems[n]``.
 
     Args:
-        env, sampler, problems, seed, explore: as in `play`.
+        envs: an environment, as in `play`; or several, as `dllm_gym.agents.environment.make_envs` gives them, which
+            play their shares side by side. The rollout is the same.
+        sampler, problems, seed, explore: as in `play`.
 
     Raises:
         ValueError, IndexError: as `play`.
     """
-    log = StepLog()
-    played = sorted(play(env, sampler, problems, seed=seed, explore=explore, log=log), key=lambda one: one.number)
-    device = env.unwrapped.episodes.device
-    ends = [one.end for one in played]
+
+    def played_by(env, numbers: Sequence[int]) -> tuple[StepLog, list[Ended]]:
+        log = StepLog()
+        own = [problems[n] for n in numbers]
+        ended = list(play(env, sampler, own, seed=seed, explore=explore, numbers=numbers, log=log))
+        log.episodes = [episode * numbers.step + numbers.start for episode in log.episodes]
+        return log, [replace(one, number=numbers[one.number]) for one in ended]
+
+    if not len(problems):
+        raise ValueError("problems is empty: give the index of at least one problem.")
+    logs, parts = zip(*side_by_side([partial(played_by, *share) for share in shares(envs, len(problems))]), strict=True)
+    played = sorted((one for part in parts for one in part), key=lambda one: one.number)
+    ends, device = [one.end for one in played], played[0].tokens.device
     return Rollout(
         problems=[one.problem for one in played],
         completions=[end.info["completion"] for end in ends],
@@ -127,8 +155,8 @@ def collect(
         undecided=[end.info["undecided"] for end in ends],
         nfe=torch.tensor([end.info["nfe"] for end in ends], device=device),
         reward=torch.tensor([end.reward for end in ends], device=device),
-        observation=Observation.cat(log.observations),
-        picks=torch.cat(log.picks),
-        log_prob=torch.cat(log.log_probs),
-        episode=torch.cat(log.episodes),
+        observation=Observation.cat([seen for log in logs for seen in log.observations]),
+        picks=torch.cat([picks for log in logs for picks in log.picks]),
+        log_prob=torch.cat([log_prob for log in logs for log_prob in log.log_probs]),
+        episode=torch.cat([episode for log in logs for episode in log.episodes]),
     )

@@ -29,7 +29,7 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
     text = canonical(text)
     name, _, rest = text.partition(":")
     if name not in SAMPLERS:
-        return load_policy(text, device).seed(seed)
+        return load_policy(text, device).seeded(seed)
     fields = {field.name: field for field in dataclasses.fields(cast(Any, SAMPLERS[name]))}
     arguments: dict[str, Any] = {"seed": seed} if "seed" in fields else {}
     for part in filter(None, rest.split(",")):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.trainers.denoiser import load_objective, trainer
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
 from dllm_gym.agents.trainers.denoiser.learner import Learner
@@ -85,9 +85,9 @@ def train(config: JointConfig) -> Path:
     if accelerator.num_processes > 1:
         raise ValueError(f"joint trains in one process, not in {accelerator.num_processes}.")
     denoiser = trainer.load_trainable(config.env, accelerator.device)
-    sampler_env = make_env(policy_config.env, denoiser=denoiser)
-    denoiser_env = make_env(denoiser_config.env, denoiser=denoiser)
-    trainer.check_masking(denoiser_config, denoiser_env)
+    sampler_envs = make_envs(policy_config.env, denoiser=denoiser)
+    denoiser_envs = make_envs(denoiser_config.env, denoiser=denoiser)
+    trainer.check_masking(denoiser_config, denoiser_envs[0])
     policy = make_policy_network(policy_config.policy, config.seed, accelerator.device)
     optimizer = grpo.make_optimizer(policy, policy_config)
     learner = Learner(denoiser, denoiser_config, load_objective(config.objective)[1], accelerator)
@@ -97,15 +97,15 @@ def train(config: JointConfig) -> Path:
         for step in run.steps(len(order), {"policy": policy, "optimizer": optimizer, "learner": learner}):
             kind, iteration = order[step]
             if kind == "sampler":
-                metrics, problems = grpo.improve(sampler_env, policy, optimizer, policy_config, iteration)
+                metrics, problems = grpo.improve(sampler_envs, policy, optimizer, policy_config, iteration)
             else:
-                metrics, problems = trainer.improve(learner, denoiser_env, policy, iteration)
+                metrics, problems = trainer.improve(learner, denoiser_envs, policy, iteration)
             run.record(metrics, problems, prefix=f"{kind}/")
         policy.save(run.folder / "policy", trained_in=vars(policy_config.env))
         denoiser.save(run.folder / "denoiser")
         summary = {}
         if config.report.enabled:
-            learned = {"learned policy": policy.seed(0)}
+            learned = {"learned policy": policy.seeded(0)}
             summary = compare(run.folder, config.report, policy_config.env, denoiser, "joint", learned)
         run.finish(summary)
     return run.folder

@@ -164,7 +164,7 @@ class Run:
         for name, part in parts.items():
             for one, its in zip(part, state[name], strict=True) if isinstance(part, list) else [(part, state[name])]:
                 one.load_state_dict(its)
-        sums = state.get("totals", state)  # version 0.1.0 had some of them beside the parts
+        sums = state.get("totals", state)  # Stable-Baselines3's trainer keeps them beside its parts
         self.totals = {name: sums[name] for name in self.totals}
         return done
 

@@ -20,11 +20,3 @@ def seeded(seed: int):
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
-
-
-def iteration_generators(
-    seed: int, iteration: int, device: torch.device
-) -> tuple[np.random.Generator, torch.Generator]:
-    """Generators that follow from (seed, iteration) alone, so that a resumed run needs no generator state."""
-    rng = np.random.default_rng([seed, iteration])
-    return rng, torch.Generator(device).manual_seed(int(rng.integers(2**63 - 1)))

@@ -26,6 +26,7 @@ from dllm_gym.agents.trainers.processes import Processes, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.denoisers.attention import AttentionPattern, additive, count_positions
+from dllm_gym.denoisers.pretrained import PretrainedDenoiser, load_denoiser
 from dllm_gym.files import written
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import GeneratedTask
@@ -64,6 +65,8 @@ class SFTConfig:
     """Decay of the moving average of the weights, which is what is saved."""
     bf16: bool = True
     """Run forward and backward passes in bfloat16; weights and optimisers stay in float32."""
+    init: str | None = None
+    """Denoiser whose weights to start from, by name or folder, one that sft has made; None starts from scratch."""
     seed: int = 0
     """Random seed for weights, problems and masks."""
     threads: int = 1
@@ -148,6 +151,8 @@ def train(config: SFTConfig) -> Path:
     tokenizer = build_tokenizer(list(tasks.values()))
     with seeded(config.seed):
         master = _build_model(config, tokenizer).to(device)
+    if config.init:
+        _start_from(config.init, master, tokenizer)
     average = copy.deepcopy(master)
     worker = copy.deepcopy(master).bfloat16() if config.bf16 else copy.deepcopy(master)
     named = list(master.named_parameters())
@@ -221,6 +226,17 @@ def save_denoiser(model, tokenizer, folder: Path) -> None:
     with written(folder) as temporary:
         copy.deepcopy(model).bfloat16().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def _start_from(init: str, model, tokenizer) -> None:
+    """Copy the weights of a denoiser. Raises ValueError for one of another shape, attention or vocabulary."""
+    denoiser = load_denoiser(init, "cpu", "float32")
+    ours, theirs = model.state_dict(), denoiser.model.state_dict() if isinstance(denoiser, PretrainedDenoiser) else {}
+    same = {name: p.shape for name, p in ours.items()} == {name: p.shape for name, p in theirs.items()}
+    attention = model.config.attention_pattern
+    if not (same and denoiser.tokenizer.get_vocab() == tokenizer.get_vocab() and denoiser.pattern.name == attention):
+        raise ValueError(f"init={init!r}: has other words, sizes or attention than the denoiser that sft would train.")
+    model.load_state_dict(theirs)
 
 
 def _build_model(config: SFTConfig, tokenizer):

@@ -96,6 +96,10 @@ class Denoiser(ABC):
             raise ValueError(f"cache={cache!r}: {self.name} can be decoded with {allowed}.")
         return self.caches[0] if cache == "auto" else cache
 
+    def approximates(self, cache: str) -> bool:
+        """Whether predictions with this cache differ from those without. Raises as `resolve_cache`."""
+        return self.resolve_cache(cache) not in ("none", self.caches[0])
+
     @torch.inference_mode()
     def predict(
         self,

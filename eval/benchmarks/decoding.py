@@ -4,7 +4,8 @@ Three questions. Is time spent in the denoiser, or around it? Is one forward for
 evaluation, whose rows are refilled and stop at the end of their text, beat the loop that published code runs?
 
 The contestants take turns, in alternating order, after a warm-up; the table has the median over repeats, with the
-least and the most in brackets. With ``--trainer spg`` it is a trainer that is measured, see `trainer_throughput`.
+least and the most in brackets. With ``--trainer spg`` it is a trainer that is measured (`benchmarks.trainer`), with
+``--caches --model.size llada-17m`` the caches (`benchmarks.caches`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dllm_gym import decoding
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.terminal import console
 from dllm_gym.envs.episodes import Episodes
+from dllm_gym.eval.benchmarks.caches import measure_caches
 from dllm_gym.eval.benchmarks.random_llama import ModelConfig
 from dllm_gym.eval.benchmarks.timing import median, now
 from dllm_gym.eval.benchmarks.trainer import measure_trainer
@@ -47,8 +49,10 @@ class ThroughputConfig:
     """Number of torch threads on the CPU; None keeps torch's default."""
     trainer: str | None = None
     """Name of a trainer of the denoiser ("spg", "gdsd", ...) to measure instead."""
+    caches: bool = False
+    """Measure the caches of decoding instead, on the denoiser of `model`, in blocks of `env.block_length` or 32."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """A second denoiser of any size, used when a trainer is measured."""
+    """A denoiser of any size with random weights, for the caches, and beside the environment's for a trainer."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,6 +70,10 @@ def measure(config: ThroughputConfig) -> None:
         return
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.caches:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        measure_caches(config.model, config.env.block_length or 32, config.repeats, device)
+        return
     env = make_env(config.env, "test", temperature=0.0)
     episodes, rows = env.unwrapped.episodes, env.num_envs
     settings = vars(config.env) | {"split": "test", "temperature": 0.0, "denoiser": episodes.denoiser}
@@ -185,11 +193,11 @@ def decode_static(episodes: Episodes, problems: list[int], rows: int, threshold:
     for start in range(0, len(problems), rows):
         batch = [episodes.task[i] for i in problems[start : start + rows]]
         canvas = decoding.blank([episodes.encode_prompt(problem) for problem in batch], length, mask)
-        attention_mask = torch.cat([canvas.prompt_mask, canvas.masked], dim=1)
+        everywhere = torch.ones_like(canvas.masked)
         for end in range(episodes.block_length, length + 1, episodes.block_length):
             block = torch.arange(length, device=episodes.device) < end
             while (eligible := (canvas.tokens == mask) & block).any():
-                logits = denoiser.logits(torch.cat([canvas.prompt, canvas.tokens], dim=1), attention_mask)[:, -length:]
+                logits = denoiser.head(denoiser.features(canvas, everywhere)).view(len(batch), length, -1)
                 logits[..., mask] = -torch.inf
                 confidence, token = logits.float().softmax(dim=-1).max(dim=-1)
                 confidence = confidence.where(eligible, -torch.inf)

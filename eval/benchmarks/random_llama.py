@@ -20,6 +20,7 @@ SPECIAL = {"mask_token": "<mask>", "eos_token": "<eos>", "pad_token": "<pad>"}
 
 SIZES = {
     "flags": {},
+    "llada-17m": {"vocab_size": 8192, "hidden_size": 384, "mlp_size": 1024, "layers": 6, "heads": 6, "gen_length": 128},
     "llada-8b": {
         "vocab_size": 126464,
         "hidden_size": 4096,
@@ -37,7 +38,7 @@ class ModelConfig:
     """A Llama with random weights, and its iteration: random prompts are completed, random completions trained on."""
 
     size: str = "flags"
-    """"flags": the fields below; "llada-8b": the shape of LLaDA-8B, in bfloat16, with adapters of rank 128."""
+    """"flags": the fields below; "llada-17m"; "llada-8b": the shape of LLaDA-8B, bfloat16, adapters of rank 128."""
     vocab_size: int = 32768
     """Number of tokens in the vocabulary."""
     hidden_size: int = 256
@@ -78,8 +79,10 @@ class ModelConfig:
         return replace(self, **SIZES[self.size])
 
 
-def random_llama(model: ModelConfig, device: torch.device) -> PretrainedDenoiser:
-    """A bidirectional Llama with random weights, and a tokenizer that knows only the special tokens."""
+def random_llama(
+    model: ModelConfig, device: torch.device, attention_pattern: str = "bidirectional", block_size: int | None = None
+) -> PretrainedDenoiser:
+    """A Llama with random weights and no causal mask, and a tokenizer that knows only the special tokens."""
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
@@ -91,11 +94,13 @@ def random_llama(model: ModelConfig, device: torch.device) -> PretrainedDenoiser
         intermediate_size=model.mlp_size,
         num_hidden_layers=model.layers,
         num_attention_heads=model.heads,
-        max_position_embeddings=model.prompt_length + model.gen_length,
+        max_position_embeddings=2 * model.prompt_length + model.gen_length,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         is_causal=False,
+        attention_pattern=attention_pattern,
+        block_size=block_size,
     )
     with seeded(0), device:
         return PretrainedDenoiser(AutoModelForCausalLM.from_config(config, dtype=DTYPES[model.dtype]), tokenizer)
@@ -117,11 +122,8 @@ def plain_score(denoiser: Denoiser, canvas: Canvas, targets: Tensor, scored: Ten
 
     See `Denoiser.score` for arguments.
     """
-    tokens = torch.cat([canvas.prompt, canvas.tokens], dim=1)
-    attention_mask = torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)
-    length = targets.shape[1]
-    completion = torch.arange(tokens.shape[1] - length, tokens.shape[1], device=tokens.device)
-    logits = denoiser.logits(tokens, attention_mask, completion.expand(len(tokens), -1)).float().div_(temperature)
+    features = denoiser.features(canvas, torch.ones_like(canvas.masked))
+    logits = denoiser.head(features).view(*targets.shape, -1).float().div_(temperature)
     mean = (logits.sum(dim=-1) - logits[..., denoiser.mask_token_id]) / (logits.shape[-1] - 1)
     logits[..., denoiser.mask_token_id] = -torch.inf
     target = logits.gather(-1, targets[..., None])[..., 0]

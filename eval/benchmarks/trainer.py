@@ -138,7 +138,7 @@ def on_task(name: str, env: EnvConfig) -> Contestant:
     learner = Learner(denoiser, config, loss, accelerator)
     return Contestant(
         learner,
-        lambda: trainer.improve(learner, environment, sampler, 0),
+        lambda: trainer.improve(learner, [environment], sampler, 0),
         completions=config.problems * config.group,
         setting=f"{config.problems} problems x {config.group} completions, L {environment.episodes.gen_length}, "
         f"{config.sampler}, {config.inner_iterations} inner iterations, {_masks(learner)}",

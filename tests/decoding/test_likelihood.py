@@ -119,7 +119,7 @@ def test_score_is_the_log_softmax_and_the_centred_logit(early, masked_canvas, te
     score = early.score(canvas, targets, scored, temperature)
     tokens = torch.cat([canvas.prompt, canvas.tokens], dim=1)
     mask = torch.cat([canvas.prompt_mask, torch.ones_like(canvas.masked)], dim=1)
-    logits = early.logits(tokens, mask)[:, -10:].double() / temperature
+    logits = early.logits(tokens, mask, prompt_length=canvas.prompt_mask.sum(dim=1))[:, -10:].double() / temperature
     words = [v for v in range(early.vocab_size) if v != early.mask_token_id]
     for b, i in scored.nonzero().tolist():
         row, target = logits[b, i], logits[b, i, targets[b, i]]

@@ -59,28 +59,29 @@ def draw(table_row: list[float], uniforms: torch.Tensor, temperature: float):
 
 
 @torch.no_grad()
-def test_attention_is_bidirectional(denoiser, canvas):
+def test_the_prompt_sees_itself_and_the_completion_everything(denoiser, canvas):
     tokens, mask = whole(canvas)
-    changed = tokens.clone()
-    changed[:, -1] = torch.where(tokens[:, -1] == 20, 21, 20)
-    first = mask.int().argmax(dim=1)
-    for row in range(len(tokens)):
-        alone = tokens[row : row + 1, first[row] :], changed[row : row + 1, first[row] :]
-        before, after = (denoiser.logits(t)[0, 0] for t in alone)
-        assert (before - after).abs().max() > 1e-3
-    assert first.max() > 0
-    rows = torch.arange(len(tokens))
-    before, after = (denoiser.logits(t, mask)[rows, first] for t in (tokens, changed))
-    assert ((before - after).abs().amax(dim=1) > 1e-3).all()
+    lengths = canvas.prompt_mask.sum(dim=1)
+    start = tokens.shape[1] - LENGTH
+    for column, seen_by_prompt in ((start - 1, True), (tokens.shape[1] - 1, False)):
+        changed = tokens.clone()
+        changed[:, column] = torch.where(tokens[:, column] == 20, 21, 20)
+        before, after = (denoiser.logits(t, mask, prompt_length=lengths) for t in (tokens, changed))
+        difference = (before - after).abs().amax(dim=2)
+        assert (difference[:, start:] > 1e-4).all()
+        assert ((difference[:, :start] > 1e-4)[mask[:, :start]] == seen_by_prompt).all()
+    with pytest.raises(ValueError, match="is prompt-causal: give prompt_length"):
+        denoiser.logits(tokens, mask)
 
 
 @torch.no_grad()
 def test_a_padded_row_equals_the_row_alone_whatever_the_padding_is(denoiser, canvas):
     tokens, mask = whole(canvas)
     other = torch.where(mask, tokens, torch.arange(tokens.shape[1]))
-    padded, otherwise_padded = denoiser.logits(tokens, mask), denoiser.logits(other, mask)
+    lengths = canvas.prompt_mask.sum(dim=1)
+    padded, otherwise_padded = (denoiser.logits(t, mask, prompt_length=lengths) for t in (tokens, other))
     for row, (real, prompt) in enumerate(zip(mask, canvas.prompt, strict=True)):
-        alone = denoiser.logits(tokens[row : row + 1, real])[0]
+        alone = denoiser.logits(tokens[row : row + 1, real], prompt_length=lengths[row : row + 1])[0]
         assert len(alone) == LENGTH + canvas.prompt_mask[row].sum() <= LENGTH + len(prompt)
         assert close(padded[row, real].softmax(dim=-1), alone.softmax(dim=-1))
         assert close(padded[row, real], alone, 1e-4)
@@ -102,7 +103,8 @@ def test_a_batch_predicts_what_its_rows_predict_alone(denoiser, canvas):
 def test_logits_at_positions(denoiser, canvas):
     tokens, mask = whole(canvas)
     positions = torch.arange(3 * len(tokens)).reshape(-1, 3).flip(dims=[1]) % tokens.shape[1]
-    full, some = denoiser.logits(tokens, mask), denoiser.logits(tokens, mask, positions)
+    lengths = canvas.prompt_mask.sum(dim=1)
+    full, some = (denoiser.logits(tokens, mask, at, lengths) for at in (None, positions))
     assert full.shape == (*tokens.shape, denoiser.vocab_size)
     assert close(some, full.gather(1, positions[..., None].expand(-1, -1, denoiser.vocab_size)), 1e-4)
 
@@ -113,7 +115,7 @@ def test_logits_at_positions(denoiser, canvas):
 @torch.no_grad()
 def test_predictions_are_the_softmax_of_the_logits_without_the_mask_token(denoiser, canvas):
     prediction = denoiser.predict(canvas, k=4)
-    logits = denoiser.logits(*whole(canvas))[:, -LENGTH:].double()
+    logits = denoiser.logits(*whole(canvas), prompt_length=canvas.prompt_mask.sum(dim=1))[:, -LENGTH:].double()
     logits[..., denoiser.mask_token_id] = -torch.inf
     wanted = logits.softmax(dim=-1)
     masked = canvas.masked

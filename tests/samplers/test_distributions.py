@@ -12,6 +12,11 @@ NAMES = sorted(DISTRIBUTIONS)
 LENGTHS = (1, 2, 3, 4)
 
 
+def uniforms(logits: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """What `sample` draws with."""
+    return torch.rand(len(logits), logits.shape[1] + 1, generator=torch.Generator().manual_seed(seed))
+
+
 def patterns(length: int) -> list[list[bool]]:
     return [list(bits) for bits in itertools.product([False, True], repeat=length)]
 
@@ -97,9 +102,9 @@ def test_frequencies_of_the_sampler(name, eligible):
     number = 40_000
     found = draws(name, eligible)
     logits = torch.tensor([0.7, -1.1, -0.4, 1.6])[: len(eligible)]
-    picks = DISTRIBUTIONS[name]().sample(
-        logits.expand(number, -1), torch.tensor(eligible).expand(number, -1), torch.Generator().manual_seed(3)
-    )
+    logits = logits.expand(number, -1)
+    picks = DISTRIBUTIONS[name]().sample(logits, torch.tensor(eligible).expand(number, -1), uniforms(logits, 3))
+    logits = logits[0]
     counts = dict(zip(map(tuple, as_picks(name, found, len(eligible)).tolist()), [0] * len(found), strict=True))
     for row, count in zip(*(x.tolist() for x in picks.unique(dim=0, return_counts=True)), strict=True):
         counts[tuple(row)] += count  # a KeyError here is a draw that cannot happen
@@ -115,7 +120,7 @@ def test_a_large_batch_of_patterns(name):
     eligible = torch.rand(2000, 9, generator=generator) < torch.rand(2000, 1, generator=generator)
     logits = 3 * torch.randn(2000, 9, generator=generator)
     distribution = DISTRIBUTIONS[name]()
-    picks = distribution.sample(logits, eligible, generator)
+    picks = distribution.sample(logits, eligible, uniforms(logits))
     assert picks.shape == (2000, 9) and picks.dtype == torch.int64
     assert not (picks > 0)[~eligible].any()
     if name == "dpls":
@@ -135,7 +140,7 @@ def test_a_row_with_nothing_eligible(name):
     distribution = DISTRIBUTIONS[name]()
     logits = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.2, -0.3]], requires_grad=True)
     eligible = torch.tensor([[False] * 3, [True] * 3])
-    picks = distribution.sample(logits.detach(), eligible, torch.Generator().manual_seed(0))
+    picks = distribution.sample(logits.detach(), eligible, uniforms(logits))
     assert not picks[0].any()
     for quantity in (distribution.log_prob, distribution.entropy):
         value = quantity(logits, eligible, picks)
@@ -161,7 +166,7 @@ def test_large_logits_stay_finite(name, scale):
             assert value.isfinite().all()
             (gradient,) = torch.autograd.grad(value.sum(), logits)
             assert gradient.isfinite().all()
-        drawn = distribution.sample(logits.detach(), eligible, torch.Generator().manual_seed(0)) > 0
+        drawn = distribution.sample(logits.detach(), eligible, uniforms(logits)) > 0
         if name == "dpls" and max(signs) < 0:
             assert (drawn.sum(dim=1) == 1).all()
         else:
@@ -169,13 +174,13 @@ def test_large_logits_stay_finite(name, scale):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_draws_follow_from_the_generator(name):
+def test_draws_follow_from_the_numbers_given(name):
     logits, eligible = torch.zeros(64, 6), torch.ones(64, 6, dtype=torch.bool)
     distribution = DISTRIBUTIONS[name]()
 
     def draw(seed: int) -> torch.Tensor:
         torch.manual_seed(torch.seed() % 2**31)
-        return distribution.sample(logits, eligible, torch.Generator().manual_seed(seed))
+        return distribution.sample(logits, eligible, uniforms(logits, seed))
 
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
 
@@ -192,5 +197,5 @@ def test_logits_outside_eligible_do_not_matter(name, quantity):
 
 def test_a_set_may_be_empty_and_an_ordered_draw_not():
     logits, eligible = torch.full((1, 2), -9.0), torch.ones(1, 2, dtype=torch.bool)
-    assert not Bernoulli().sample(logits, eligible, torch.Generator().manual_seed(0)).any()
-    assert DPLS().sample(logits, eligible, torch.Generator().manual_seed(0)).sum() == 1
+    assert not Bernoulli().sample(logits, eligible, uniforms(logits)).any()
+    assert DPLS().sample(logits, eligible, uniforms(logits)).sum() == 1

@@ -202,12 +202,21 @@ def test_heuristics_are_samplers(name):
     sampler = make_policy(name)
     assert isinstance(sampler, Sampler) and sampler.stepwise and sampler.ignores_tokens
     assert sampler.draws == ("seed" in sampler.settings())
-    other = sampler.share(3)
-    assert (other.settings() != sampler.settings()) == sampler.draws
-    assert make_policy(name, **sampler.reseeded(7).settings()).settings() == sampler.reseeded(7).settings()
+    assert make_policy(name, **sampler.settings()).settings() == sampler.settings()
+
+
+@pytest.mark.parametrize("name", ["random", "tempered-confidence"])
+def test_what_a_heuristic_draws_follows_from_the_rows_own_numbers(name):
+    seen, uniforms = random_observation(6), torch.rand(6, 7, generator=torch.Generator().manual_seed(0))
+    picks, _ = make_policy(name, k=2).choose(seen, uniforms=uniforms)
+    some = torch.tensor([4, 1])
+    again, _ = make_policy(name, k=2, seed=5).choose(seen[some], uniforms=uniforms[some])
+    assert torch.equal(again, picks[some]) and (picks.sum(dim=1) == seen.eligible.sum(dim=1).clamp(max=2)).all()
+    other, _ = make_policy(name, k=2).choose(seen, uniforms=uniforms.flip(0))
+    assert not torch.equal(other, picks)
 
 
 def test_a_plain_function_is_a_sampler():
     everything = as_sampler(lambda observation: observation.eligible)
-    assert isinstance(everything, Sampler) and not everything.ignores_tokens and everything.share(1) is everything
+    assert isinstance(everything, Sampler) and not everything.ignores_tokens
     assert as_sampler(everything) is everything

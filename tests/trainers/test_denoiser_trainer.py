@@ -135,11 +135,12 @@ def test_adapters_alone_change_and_are_saved_alone(tmp_path):
     assert not (folder / "denoiser" / "model.safetensors").exists()
     trained, before = dllm_gym.load_denoiser(folder / "denoiser"), early()
     tokens = completions_of(before)[0]
+    nothing = torch.zeros(len(tokens), dtype=torch.int64)  # no prompts
     with torch.no_grad():
-        wanted = before.logits(tokens)
-        assert (trained.logits(tokens) - wanted).abs().max() > 1e-2
+        wanted = before.logits(tokens, prompt_length=nothing)
+        assert (trained.logits(tokens, prompt_length=nothing) - wanted).abs().max() > 1e-2
         with trained.model.disable_adapter():
-            torch.testing.assert_close(trained.logits(tokens), wanted)
+            torch.testing.assert_close(trained.logits(tokens, prompt_length=nothing), wanted)
     assert metrics_of(folder)[1]["kl"] > 0
     env = gym.make("MaskedDiffusion-Sudoku-v0", denoiser=str(folder / "denoiser"))
     env.reset(seed=0)
@@ -176,7 +177,7 @@ def improve_with(reward, monkeypatch, algorithm: str = "spg") -> tuple[dict, dic
     monkeypatch.setattr(Learner, "update", spy)
     env = vector_env(reward)
     learner = make_learner(config_type(**QUIET), loss, env.episodes.denoiser)
-    metrics, problems = trainer.improve(learner, env, make_policy("confidence", k=4), 0)
+    metrics, problems = trainer.improve(learner, [env], make_policy("confidence", k=4), 0)
     assert len(problems) == 2
     return metrics, given
 
@@ -219,7 +220,7 @@ def test_every_iteration_has_problems_and_completions_of_its_own():
     learner = make_learner(SPGConfig(**QUIET | {"problems": 4}), spg_loss, env.episodes.denoiser)
     learner.update = lambda tokens, *_: seen.append(tokens) or {}
     seen: list[Tensor] = []
-    first, second, again = (trainer.improve(learner, env, sampler, i)[1].tolist() for i in (0, 1, 0))
+    first, second, again = (trainer.improve(learner, [env], sampler, i)[1].tolist() for i in (0, 1, 0))
     assert first == again and set(first).isdisjoint(second)
     assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
 
@@ -357,9 +358,9 @@ def test_joint_trains_both_from_the_command_line(tmp_path, monkeypatch):
     rows = metrics_of(folder)
     kinds = [{name.split("/")[0] for name in row if "/" in name} for row in rows]
     assert kinds == [{"sampler"}, {"denoiser"}] * 2
-    settings = [(env.episodes.temperature, env.episodes.alpha) for env in envs]
+    settings = [(env[0].episodes.temperature, env[0].episodes.alpha) for env in envs]
     assert settings == [(0.0, 1.0), (1.0, 0.0)] * 2
-    assert len({id(env.episodes.denoiser) for env in envs}) == 1
+    assert len({id(one.episodes.denoiser) for env in envs for one in env}) == 1
     assert json.loads((folder / "config.json").read_text())["denoiser"]["score"] == "centred-logit"
     load_policy(folder / "policy")
     trained, before = dllm_gym.load_denoiser(folder / "denoiser"), early()
@@ -463,7 +464,7 @@ def test_learns_a_sentence(algorithm):
     learner = make_learner(config, loss, denoiser)
     # A table knows nothing of canvases that were never scored, and full masking scores one canvas only.
     sampler = make_policy("random", k=4 if config.corruption.kind == "full" else 1)
-    rewards = [trainer.improve(learner, env, sampler, iteration)[0]["reward"] for iteration in range(25)]
+    rewards = [trainer.improve(learner, [env], sampler, iteration)[0]["reward"] for iteration in range(25)]
     assert rewards[0] < 0.3 and sum(rewards[-5:]) / 5 > 0.75, rewards
 
 

@@ -10,8 +10,9 @@ import torch
 from policies import TINY, see, tiny_policy, truncate
 from scripted import A, B, ScriptedDenoiser, ScriptedTask
 
+from dllm_gym import load_denoiser
 from dllm_gym.agents import collect, load_policy
-from dllm_gym.agents.environment import EnvConfig
+from dllm_gym.agents.environment import EnvConfig, make_env, make_envs
 from dllm_gym.agents.samplers.distributions import Bernoulli
 from dllm_gym.agents.samplers.heuristics import Threshold
 from dllm_gym.agents.samplers.policy import Critic, PolicyConfig, UnmaskingPolicy
@@ -279,7 +280,7 @@ def test_act_tells_the_log_probability_of_what_it_drew(distribution):
     policy, seen = tiny_policy(distribution=distribution), see(200)
     picks, log_prob = policy.act(seen)
     torch.testing.assert_close(log_prob, policy.distribution.log_prob(policy.logits(seen), seen.eligible, picks))
-    again = policy.seed(0).act(seen)[0]
+    again = policy.seeded(0).act(seen)[0]
     assert torch.equal(picks, again) and not torch.equal(picks, policy.act(seen)[0])
 
 
@@ -398,14 +399,62 @@ LEARNERS = {
 def test_learns_that_two_positions_must_not_go_together(algorithm, tmp_path, monkeypatch):
     """Best possible: two steps, everything but one of the pair in the first: reward 5/6. All at once: 0."""
     module, config = LEARNERS[algorithm]
-    monkeypatch.setattr(module, "make_env", pair_env)
+    if algorithm == "sb3-ppo":
+        monkeypatch.setattr(module, "make_env", pair_env)
+    else:
+        monkeypatch.setattr(module, "make_envs", lambda config: [pair_env(config), pair_env(config)])
     folder = module.train(replace(config, env=EnvConfig(num_envs=64), run_dir=str(tmp_path / "run")))
     env = pair_env(EnvConfig(num_envs=64))
     untrained, trained = (
-        collect(env, policy.seed(0), [0] * 256, explore=False)
+        collect(env, policy.seeded(0), [0] * 256, explore=False)
         for policy in (make_policy_network(SMALL, 0, torch.device("cpu")), load_policy(folder))
     )
     assert trained.reward.mean() > 0.65 > untrained.reward.mean() + 0.3
     assert trained.correct.float().mean() > 0.9
     assert trained.nfe.float().mean() < untrained.nfe.float().mean() - 1
     assert B in trained.tokens[trained.correct][0]
+
+
+def steps_by_episode(rollout) -> list[tuple[list, list, float]]:
+    """What each episode saw and did, in its own order."""
+    episodes = []
+    for n in range(len(rollout)):
+        own = rollout.episode == n
+        episodes.append(
+            (rollout.picks[own].tolist(), rollout.observation.masked[own].tolist(), rollout.reward[n].item())
+        )
+    return episodes
+
+
+@pytest.mark.parametrize("distribution", ["bernoulli", "dpls"])
+def test_a_rollout_is_the_same_in_any_number_of_environments_and_rows(distribution):
+    config, denoiser = EnvConfig("MaskedDiffusion-Countdown-v0", temperature=1.0), load_denoiser("embedded-early")
+    policy, problems = tiny_policy(distribution=distribution), [3, 3, 5, 8, 8, 8, 1]
+    rollouts = [
+        collect(
+            [make_env(config, denoiser=denoiser, num_envs=rows) for _ in range(count)], policy, problems, seed=[4, 2]
+        )
+        for count, rows in ((1, 7), (2, 2), (3, 1))
+    ]
+    for other in rollouts[1:]:
+        assert torch.equal(other.tokens, rollouts[0].tokens)
+        assert steps_by_episode(other) == steps_by_episode(rollouts[0])
+
+
+def test_workers_side_by_side_take_the_same_step(tmp_path):
+    config = GRPOConfig(problems=2, group=2, experts=(0.5,), policy=SMALL, microbatch=7, entropy_bonus=0.1)
+    weights, metrics = [], []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            envs = make_envs(replace(config.env, num_envs=6))
+            assert len(envs) == threads
+            policy = make_policy_network(config.policy, 0, torch.device("cpu"))
+            metrics.append(grpo.improve(envs, policy, grpo.make_optimizer(policy, config), config, 0)[0])
+            weights.append(torch.cat([p.flatten() for p in policy.parameters()]).detach())
+        finally:
+            torch.set_num_threads(before)
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=2e-5)
+    for name in metrics[0].keys() - {"seconds"}:
+        assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-4, abs=1e-5), name

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import write_dream, write_llada
+from checkpoints import write_dream, write_llada, write_qwen
 from safetensors.torch import load_file
 
 import dllm_gym
@@ -21,13 +21,13 @@ POLICY = (
 ).split()
 
 
-@pytest.fixture(params=[write_llada, write_dream], ids=["llada", "dream"])
+@pytest.fixture(params=[write_llada, write_dream, write_qwen], ids=["llada", "dream", "sdar"])
 def checkpoint(request, tmp_path) -> list[str]:
     """Flags that name a checkpoint and a data file."""
     rows = [{"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(8)]
     data = tmp_path / "problems.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    request.param(tmp_path / "checkpoint")
+    request.param(tmp_path / "checkpoint", **({"block_size": 8} if request.param is write_qwen else {}))
     return ["--env.denoiser", str(tmp_path / "checkpoint"), "--env.dataset", str(data)]
 
 
@@ -55,3 +55,13 @@ def test_adapters_are_trained_and_load_on_their_base(checkpoint, objective, tmp_
     with torch.no_grad(), trained.model.disable_adapter():
         base = trained.logits(tokens)
     assert (trained.logits(tokens) - base).abs().max() > 0
+
+
+@pytest.mark.parametrize("checkpoint", [write_llada, write_dream], ids=["llada", "dream"], indirect=True)
+@pytest.mark.parametrize("k, approximate", [(8, False), (2, True)])
+def test_the_gap_that_a_cache_makes_is_logged(checkpoint, k, approximate, tmp_path):
+    """With a whole block per step, every step enters its block and is forwarded whole."""
+    flags = [*ENV, *checkpoint, *LORA, "--env.cache", "dual", "--sampler", f"confidence:k={k}"]
+    assert main(["spg", *flags, "--run-dir", str(tmp_path / "run")]) == 0
+    for row in metrics(tmp_path / "run"):
+        assert row["cache_gap"] > 1e-3 if approximate else row["cache_gap"] < 1e-5

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, describe_undecided, evaluate
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.spec import make_stepwise
@@ -70,8 +70,8 @@ def evaluate_denoiser(
 ) -> dict[str, Evaluation]:
     """Each sampler on the first problems of the test split, tokens the argmax."""
     confidence_k = max(env.confidence_k, *(sampler.confidence_k for sampler in samplers.values()))
-    made = make_env(env, "test", denoiser=denoiser, temperature=0.0, confidence_k=confidence_k)
-    indices = range(min(problems, len(made.episodes.task)))
+    made = make_envs(env, "test", denoiser=denoiser, temperature=0.0, confidence_k=confidence_k)
+    indices = range(min(problems, len(made[0].episodes.task)))
     return {text: evaluate(made, sampler, indices) for text, sampler in samplers.items()}
 
 

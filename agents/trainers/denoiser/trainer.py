@@ -27,7 +27,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym import decoding
+from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.samplers.spec import make_stepwise
@@ -40,6 +41,7 @@ from dllm_gym.agents.trainers.schedule import cosine
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding.corruption import check_corruption, completion_mask
 from dllm_gym.denoisers.pretrained import PretrainedDenoiser, load_denoiser
+from dllm_gym.envs.episodes import Episodes
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout
 
@@ -54,13 +56,14 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     accelerator = make_accelerator(config)
     denoiser = load_trainable(config.env, accelerator.device)
     sampler = make_stepwise(config.sampler, device=accelerator.device)
-    env = make_env(config.env, denoiser=denoiser, confidence_k=max(config.env.confidence_k, sampler.confidence_k))
-    check_masking(config, env)
+    confidence_k = max(config.env.confidence_k, sampler.confidence_k)
+    envs = make_envs(config.env, denoiser=denoiser, confidence_k=confidence_k)
+    check_masking(config, envs[0])
     learner = Learner(denoiser, config, loss, accelerator)
     run = Run(algorithm, config, learner.processes)
     with run:
         for iteration in run.steps(config.iterations, {"learner": learner}):
-            metrics, problems = improve(learner, env, sampler, iteration)
+            metrics, problems = improve(learner, envs, sampler, iteration)
             run.record(metrics, problems)
         if run.main:
             denoiser.save(run.folder / "denoiser")
@@ -70,17 +73,18 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
 
 
 def improve(
-    learner: Learner, env: UnmaskingVectorEnv, sampler: Sampler, iteration: int
+    learner: Learner, envs: list[UnmaskingVectorEnv], sampler: Sampler, iteration: int
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: sample, score, update. Returns the metrics and the indices of the problems."""
     config, processes, since = learner.config, learner.processes, time.perf_counter()
     device = learner.denoiser.device
     # Everything drawn follows from (seed, iteration, process), so a resumed run needs no generator state.
-    problems = np.random.default_rng([config.seed, iteration]).integers(len(env.episodes.task), size=config.problems)
+    episodes = envs[0].episodes
+    problems = np.random.default_rng([config.seed, iteration]).integers(len(episodes.task), size=config.problems)
     rng = processes.rng(config.seed, iteration)
-    token_seed, sampler_seed, mask_seed = (int(n) for n in rng.integers(2**32, size=3))
+    decoding_seed, mask_seed = (int(n) for n in rng.integers(2**32, size=2))
     own = np.repeat(processes.own(problems), config.group)
-    rollout = collect(env, sampler.reseeded(sampler_seed), own, seed=token_seed, explore=False)
+    rollout = collect(envs, sampler, own, seed=decoding_seed, explore=False)
     sampled = time.perf_counter()
 
     valid = rollout.reward.isfinite()
@@ -89,13 +93,15 @@ def improve(
     advantage = config.advantages(rollout.reward.view(-1, config.group)).flatten()
     sampling = processes.sum(summarise(rollout, valid, learner.end_tokens, config.group))
     weight = valid / max(1.0, sampling["valid"])
-    prompts = [env.episodes.encode_prompt(problem) for problem in rollout.problems[:: config.group]]
+    prompts = [episodes.encode_prompt(problem) for problem in rollout.problems[:: config.group]]
     prompts = [prompt for prompt in prompts for _ in range(config.group)]
     generator = torch.Generator(device).manual_seed(mask_seed)
     rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
     with seeded(mask_seed):  # dropout
         metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate)
 
+    if learner.denoiser.approximates(config.env.cache):
+        metrics["cache_gap"] = cache_gap(learner, episodes, rollout, rng)
     seconds = time.perf_counter() - since
     means = {name: sampling[name] / max(1.0, sampling["valid"]) for name in MEANS}
     return metrics | means | {
@@ -109,6 +115,27 @@ def improve(
         "forwards": sampling["nfe"],
         "seconds": seconds,
     }, problems
+
+
+@torch.no_grad()
+def cache_gap(
+    learner: Learner, episodes: Episodes, rollout: Rollout, rng: np.random.Generator, most: int = 32
+) -> float:
+    """Mean absolute difference, in nats, that an approximate cache makes to the log-probabilities of written tokens.
+
+    Of up to ``most`` steps of the rollout in each process, forwarded again without cache. By so much the completions
+    are off-policy.
+    """
+    chosen = rng.permutation(len(rollout.episode))[:most]
+    steps = torch.as_tensor(chosen, device=rollout.tokens.device)
+    seen, written = rollout.observation[steps], rollout.picks[steps] > 0
+    prompts = [episodes.encode_prompt(rollout.problems[n]) for n in rollout.episode[steps].tolist()]
+    blank = decoding.blank(prompts, seen.masked.shape[1], learner.denoiser.mask_token_id)
+    canvas = replace(blank, tokens=torch.where(seen.masked, blank.tokens, seen.token), masked=seen.masked)
+    log_prob = learner.denoiser.score(canvas, seen.token, written).log_prob
+    gap = torch.where(written, (log_prob - seen.probability.log()).abs(), 0.0)
+    sums = learner.processes.sum({"gap": gap.sum(), "written": written.sum()})
+    return sums["gap"] / sums["written"]
 
 
 MEANS = ("reward", "accuracy", "nfe", "completion_length")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, describe_undecided, evaluate
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.heuristics import make_policy
@@ -28,53 +28,55 @@ class ReportConfig:
     thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
     """Thresholds to choose from."""
     heuristics: bool = True
-    """Also evaluate the other heuristics, each with a few settings."""
+    """Also evaluate other heuristics; without them, all of the thresholds are shown."""
     enabled: bool = True
     """Compare the trained policy with the heuristics at the end."""
 
 
+SHOWN_THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+"""Thresholds in the table, beside the chosen one."""
 HEURISTIC_SETTINGS: list[tuple[str, dict]] = [
-    *(("random", {"k": k}) for k in (1, 2, 4)),
-    *(("confidence", {"k": k}) for k in (1, 2, 4)),
-    *(("margin", {"k": k}) for k in (1, 2, 4)),
-    *(("entropy", {"k": k}) for k in (1, 2, 4)),
-    *(("left-to-right", {"k": k}) for k in (1, 2, 4)),
-    *(("factor", {"factor": factor}) for factor in (0.5, 1.0, 2.0)),
-    *(("entropy-bounded", {"gamma": gamma}) for gamma in (0.1, 0.5, 1.0, 2.0)),
-    *(("tempered-confidence", {"k": k}) for k in (1, 2, 4)),
+    ("entropy-bounded", {"gamma": 2.0}),
+    ("entropy-bounded", {"gamma": 0.5}),
+    ("factor", {"factor": 1.0}),
+    ("confidence", {"k": 4}),
+    ("random", {"k": 4}),
+    ("left-to-right", {"k": 4}),
+    ("confidence", {"k": 2}),
+    ("confidence", {"k": 1}),
 ]
+"""Those that need few forward passes first. The last writes one token per step, as all others do with k=1."""
 
 
 def report(folder: Path, config: ReportConfig, env_config: EnvConfig, learned: dict[str, UnmaskingPolicy]) -> dict:
     """Evaluate, print the table, write ``front.png``, and return the summary.
 
-    The summary has a row per sampler (means with 95 % bootstrap intervals), the chosen threshold, and for the last of
-    ``learned`` the paired difference of its reward to that threshold's.
+    Every sampler's figures are printed as soon as they are known. The summary has a row per sampler (means with 95 %
+    bootstrap intervals), the chosen threshold, and for the last of ``learned`` the paired difference of its reward to
+    that threshold's.
     """
     if not config.enabled:
         return {}
-    from rich.console import Console
-    from rich.progress import track
+    from tqdm import tqdm
 
-    # The margin sampler reads two probabilities; a policy reads as many as it was made for.
-    wide = {"confidence_k": max(2, env_config.confidence_k)}
-    validation = make_env(env_config, "train", **wide)
-    size = len(validation.episodes.task)
-    chosen, _ = choose_threshold(validation, config, range(max(0, size - config.validation_problems), size))
-
-    env = make_env(env_config, "test", **wide)
-    problems = range(min(config.problems, len(env.episodes.task)))
+    validation = make_envs(env_config, "train")
+    size = len(validation[0].episodes.task)
+    indices = range(max(0, size - config.validation_problems), size)
+    chosen, _ = choose_threshold(validation, config, indices)
+    envs = make_envs(env_config, "test", denoiser=validation[0].episodes.denoiser)
+    problems = range(min(config.problems, len(envs[0].episodes.task)))
+    shown = {chosen, *SHOWN_THRESHOLDS} if config.heuristics else config.thresholds
     samplers: dict[str, Sampler] = dict(learned)
-    for threshold in config.thresholds:
+    for threshold in sorted(shown):
         samplers[f"threshold {threshold:g}"] = make_policy("threshold", threshold=threshold)
     for name, settings in HEURISTIC_SETTINGS if config.heuristics else ():
-        label = f"{name} {next(iter(settings.values())):g}"
-        samplers[label] = make_policy(name, **settings)
-    for policy in learned.values():
-        policy.seed(0)
+        samplers[f"{name} {next(iter(settings.values())):g}"] = make_policy(name, **settings)
     results: dict[str, Evaluation] = {}
-    for label in track(samplers, description="evaluating", console=Console(stderr=True), transient=True):
-        results[label] = evaluate(env, samplers[label], problems)
+    with tqdm(samplers, desc="evaluating", dynamic_ncols=True, leave=False) as bar:
+        for label in bar:
+            results[label] = evaluate(envs, samplers[label], problems)
+            accuracy, nfe, reward = (getattr(results[label], name).mean() for name in ("correct", "nfe", "reward"))
+            bar.write(f"{label:<22}accuracy {100 * accuracy:5.1f} %   NFE {nfe:5.1f}   reward {reward:.3f}")
 
     rows = {label: result.summary() for label, result in results.items()}
     last, best = list(learned)[-1], f"threshold {chosen:g}"
@@ -95,10 +97,10 @@ def report(folder: Path, config: ReportConfig, env_config: EnvConfig, learned: d
     return summary
 
 
-def choose_threshold(env, config: ReportConfig, problems) -> tuple[float, dict[float, float]]:
+def choose_threshold(envs, config: ReportConfig, problems) -> tuple[float, dict[float, float]]:
     """The threshold with the best mean reward on some problems, and the mean reward of each."""
     rewards = {
-        threshold: float(evaluate(env, make_policy("threshold", threshold=threshold), problems).reward.mean())
+        threshold: float(evaluate(envs, make_policy("threshold", threshold=threshold), problems).reward.mean())
         for threshold in config.thresholds
     }
     return max(rewards, key=lambda threshold: rewards[threshold]), rewards

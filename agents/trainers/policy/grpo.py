@@ -18,13 +18,14 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.heuristics import Threshold
 from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.samplers.rollout import collect
@@ -34,7 +35,7 @@ from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_n
 from dllm_gym.agents.trainers.processes import own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.schedule import cosine
-from dllm_gym.agents.trainers.seeding import iteration_generators
+from dllm_gym.agents.workers import side_by_side, worker_count
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout
 
@@ -140,8 +141,9 @@ def update(
     steps_of = torch.bincount(rollout.episode, minlength=len(rollout))
     weight = 1.0 / (steps_of * len(rollout))[rollout.episode]
     step_advantage, step_expert = advantage[rollout.episode], expert[rollout.episode]
-    chunks = torch.arange(len(rollout.episode), device=weight.device).split(config.microbatch)
-    experts = len(config.experts)
+    steps = torch.arange(len(rollout.episode), device=weight.device)
+    parameters, experts = list(policy.parameters()), len(config.experts)
+    old_log_prob = torch.empty_like(weight)
 
     def step_log_prob(rows: Tensor) -> tuple[Tensor, Tensor]:
         seen, picks = rollout.observation[rows], rollout.picks[rows]
@@ -150,42 +152,50 @@ def update(
         entropy = policy.distribution.entropy(logits, seen.eligible, picks)
         return steer(log_prob, step_expert[rows], config.group, experts), entropy / seen.eligible.sum(dim=1)
 
-    old_log_prob = torch.empty_like(weight)
-    for inner in range(config.inner_iterations):
-        optimizer.zero_grad()
+    def gradient(worker_rows: Tensor, inner: int) -> tuple[list[Tensor], dict[str, float]]:
+        gradients = [torch.zeros_like(p) for p in parameters]
         totals = {"clip_fraction": 0.0, "entropy": 0.0, "loss": 0.0}
-        for rows in chunks:
+        for rows in worker_rows.split(config.microbatch):
             log_prob, entropy = step_log_prob(rows)
             if inner == 0:  # the policy that sampled is still the policy
                 old_log_prob[rows] = log_prob.detach()
             loss, metrics = grpo_loss(log_prob, old_log_prob[rows], step_advantage[rows], weight[rows], config.clip)
             mean_entropy = (weight[rows] * entropy).sum()
-            (loss - config.entropy_bonus * mean_entropy).backward()
+            own = torch.autograd.grad(loss - config.entropy_bonus * mean_entropy, parameters)
+            gradients = [total + part for total, part in zip(gradients, own, strict=True)]
             metrics |= {"entropy": mean_entropy.detach(), "loss": loss.detach()}
             totals = {name: total + metrics[name].item() for name, total in totals.items()}
+        return gradients, totals
+
+    for inner in range(config.inner_iterations):
+        shares = [partial(gradient, rows, inner) for rows in steps.chunk(worker_count(steps.device))]
+        gradients, metrics = zip(*side_by_side(shares), strict=True)
+        for parameter, *parts in zip(parameters, *gradients, strict=True):
+            parameter.grad = torch.stack(parts).sum(dim=0)
+        totals = {name: sum(part[name] for part in metrics) for name in metrics[0]}
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
         optimizer.step()
     return totals | {"gradient_norm": norm.item()}
 
 
 def improve(
-    env: UnmaskingVectorEnv,
+    envs: list[UnmaskingVectorEnv],
     policy: UnmaskingPolicy,
     optimizer: torch.optim.Optimizer,
     config: GRPOConfig,
     iteration: int,
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems."""
-    since, device = time.perf_counter(), env.episodes.device
-    rng, policy.generator = iteration_generators(config.seed, iteration, device)
+    since, episodes = time.perf_counter(), envs[0].episodes
+    rng = np.random.default_rng([config.seed, iteration])  # a resumed run needs no generator state
     rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
     optimizer.param_groups[0]["lr"] = rate
-    problems = rng.integers(len(env.episodes.task), size=config.problems)
-    token_seed = int(rng.integers(2**32))
-    rollouts = [collect(env, policy, np.repeat(problems, config.group), seed=token_seed)]
+    problems = rng.integers(len(episodes.task), size=config.problems)
+    decoding_seed = int(rng.integers(2**32))
+    rollouts = [collect(envs, policy, np.repeat(problems, config.group), seed=decoding_seed)]
     if iteration < config.expert_iterations:
         for n, threshold in enumerate(config.experts, start=1):
-            rollouts.append(surest_first(collect(env, Threshold(threshold), problems, seed=[token_seed, n])))
+            rollouts.append(surest_first(collect(envs, Threshold(threshold), problems, seed=[decoding_seed, n])))
     rollout = Rollout.cat(rollouts)
     for i in (~rollout.reward.isfinite()).nonzero()[:, 0].tolist():
         print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
@@ -193,7 +203,7 @@ def improve(
     advantage = group_advantages(torch.cat(reward, dim=1), divide_by_std=config.divide_by_std)
     by_part = advantage.split([part.shape[1] for part in reward], dim=1)
     flat_advantage = torch.cat([part.flatten() for part in by_part])
-    expert = torch.arange(len(rollout), device=device) >= len(rollouts[0])
+    expert = torch.arange(len(rollout), device=episodes.device) >= len(rollouts[0])
     metrics = update(policy, optimizer, rollout, flat_advantage, expert, config)
 
     own = rollouts[0]
@@ -227,14 +237,14 @@ def check(config: GRPOConfig) -> None:
 def train(config: GRPOConfig) -> Path:
     """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
     check(config)
-    env = make_env(config.env)
-    device = env.episodes.device
+    envs = make_envs(config.env)
+    device = envs[0].episodes.device
     policy = make_policy_network(config.policy, config.seed, device)
     optimizer = make_optimizer(policy, config)
     run = Run("grpo", config)
     with run:
         for iteration in run.steps(config.iterations, {"policy": policy, "optimizer": optimizer}):
-            metrics, problems = improve(env, policy, optimizer, config, iteration)
+            metrics, problems = improve(envs, policy, optimizer, config, iteration)
             run.record(metrics, problems)
         policy.save(run.folder / "policy", trained_in=vars(config.env))
         untrained = make_policy_network(config.policy, config.seed, device)

@@ -16,11 +16,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.policy import PolicyConfig
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
@@ -28,7 +29,6 @@ from dllm_gym.agents.trainers.policy.networks import check_common, make_critic, 
 from dllm_gym.agents.trainers.processes import own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.schedule import cosine
-from dllm_gym.agents.trainers.seeding import iteration_generators
 
 
 @dataclass
@@ -129,8 +129,8 @@ def train(config: PPOConfig) -> Path:
     """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
     at_least_one(config, "episodes", "epochs", "minibatches")
     check_common(config)
-    env = make_env(config.env)
-    device = env.episodes.device
+    envs = make_envs(config.env)
+    episodes, device = envs[0].episodes, envs[0].episodes.device
     policy = make_policy_network(config.policy, config.seed, device)
     critic = make_critic(config.policy, config.seed, device)
     parameters = [*policy.parameters(), *critic.parameters()]
@@ -139,13 +139,14 @@ def train(config: PPOConfig) -> Path:
     with run:
         for iteration in run.steps(config.iterations, {"policy": policy, "critic": critic, "optimizer": optimizer}):
             since = time.perf_counter()
-            rng, policy.generator = iteration_generators(config.seed, iteration, device)
+            # Everything drawn follows from (seed, iteration), so a resumed run needs no generator state.
+            rng = np.random.default_rng([config.seed, iteration])
             rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
             optimizer.param_groups[0]["lr"] = rate
-            problems = rng.integers(len(env.episodes.task), size=config.episodes)
-            rollout = collect(env, policy, problems, seed=int(rng.integers(2**32)))
+            problems = rng.integers(len(episodes.task), size=config.episodes)
+            rollout = collect(envs, policy, problems, seed=int(rng.integers(2**32)))
             seen = rollout.observation
-            step = (seen.progress * env.episodes.gen_length).round().long()
+            step = (seen.progress * episodes.gen_length).round().long()
             with torch.no_grad():
                 values = critic(seen)
             advantage, target = episode_advantages(values, rollout.episode, step, rollout.reward, config.gae_lambda)
@@ -154,7 +155,7 @@ def train(config: PPOConfig) -> Path:
 
             log: list[dict[str, float]] = []
             for _ in range(config.epochs):
-                shuffled = torch.randperm(len(step), generator=policy.generator, device=device)
+                shuffled = torch.as_tensor(rng.permutation(len(step)), device=device)
                 for rows in shuffled.chunk(config.minibatches):
                     logits = policy.logits(seen[rows])
                     eligible, picks = seen.eligible[rows], rollout.picks[rows]
