@@ -45,8 +45,8 @@ class PolicyConfig:
     """Distribution over sets: "bernoulli" or "dpls" (dynamic Plackett-Luce)."""
     temperature: float = 1.0
     """Divides the logits. The paper uses 1 for full diffusion and 0.5 for small blocks."""
-    initial_bias: float = -2.0
-    """Initial bias of the output logit; negative, so that few positions are unmasked at first."""
+    initial_bias: float = -1.0
+    """Initial bias of the output logit; the lower, the fewer positions are unmasked at first."""
 
 
 class Trunk(nn.Module):

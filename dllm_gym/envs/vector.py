@@ -26,7 +26,7 @@ class UnmaskingVectorEnv(VectorEnv):
     """Many rows of `UnmaskingEnv`, decoded together: each step is one forward pass of the denoiser for all rows.
 
     Row i of an environment seeded s behaves as the single environment seeded s + i: the same problems, sets, tokens
-    and rewards, confidences within 1e-5.
+    and rewards, confidences within the rounding of float32.
 
     Args:
         task, observe, settings: as in `UnmaskingEnv`.

@@ -72,7 +72,7 @@ def report(folder: Path, config: ReportConfig, env_config: EnvConfig, learned: d
     for name, settings in HEURISTIC_SETTINGS if config.heuristics else ():
         samplers[f"{name} {next(iter(settings.values())):g}"] = make_policy(name, **settings)
     results: dict[str, Evaluation] = {}
-    with tqdm(samplers, desc="evaluating", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(samplers, desc="evaluating", dynamic_ncols=True, leave=False, disable=None) as bar:
         for label in bar:
             results[label] = evaluate(envs, samplers[label], problems)
             accuracy, nfe, reward = (getattr(results[label], name).mean() for name in ("correct", "nfe", "reward"))
