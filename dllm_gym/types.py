@@ -24,10 +24,12 @@ class Problem:
 
     id: str
     """Unique within task and dataset, for example ``gsm8k/embedded/test/17``."""
-    prompt: str | Tensor
-    """What the denoiser is shown: a text, before any chat template; or 1-D int64 tokens, taken as they are."""
+    prompt: str
+    """What the denoiser is shown, before any chat template."""
     answer: Any
     """What the verifier needs to judge a completion; its form belongs to the task."""
+    tokens: Tensor | None = None
+    """1-D int64: the prompt as tokens, taken as they are; None: the text is tokenized."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,9 @@ class Prompts(Task):
         return len(self.prompts)
 
     def __getitem__(self, index: int) -> Problem:
-        return Problem(id=f"prompts[{index}]", prompt=self.prompts[index], answer=None)
+        prompt = self.prompts[index]
+        text, tokens = ("", prompt) if isinstance(prompt, Tensor) else (prompt, None)
+        return Problem(id=f"prompts[{index}]", prompt=text, answer=None, tokens=tokens)
 
     def read_row(self, row: dict) -> tuple[str, None]:
         raise ValueError("prompts have no rows")

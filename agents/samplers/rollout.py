@@ -134,7 +134,7 @@ def collect(
         ValueError, IndexError: as `play`.
     """
 
-    def played_by(env, numbers: Sequence[int]) -> tuple[StepLog, list[Ended]]:
+    def played_by(env, numbers: range) -> tuple[StepLog, list[Ended]]:
         log = StepLog()
         own = [problems[n] for n in numbers]
         ended = list(play(env, sampler, own, seed=seed, explore=explore, numbers=numbers, log=log))

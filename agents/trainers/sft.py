@@ -231,12 +231,14 @@ def save_denoiser(model, tokenizer, folder: Path) -> None:
 def _start_from(init: str, model, tokenizer) -> None:
     """Copy the weights of a denoiser. Raises ValueError for one of another shape, attention or vocabulary."""
     denoiser = load_denoiser(init, "cpu", "float32")
-    ours, theirs = model.state_dict(), denoiser.model.state_dict() if isinstance(denoiser, PretrainedDenoiser) else {}
-    same = {name: p.shape for name, p in ours.items()} == {name: p.shape for name, p in theirs.items()}
-    attention = model.config.attention_pattern
-    if not (same and denoiser.tokenizer.get_vocab() == tokenizer.get_vocab() and denoiser.pattern.name == attention):
+    if not isinstance(denoiser, PretrainedDenoiser):
+        raise ValueError(f"init={init!r}: has no weights to start from.")
+    weights = denoiser.model.state_dict()
+    same = {name: p.shape for name, p in model.state_dict().items()} == {name: p.shape for name, p in weights.items()}
+    words, attention = tokenizer.get_vocab(), model.config.attention_pattern
+    if not (same and denoiser.tokenizer.get_vocab() == words and denoiser.pattern.name == attention):
         raise ValueError(f"init={init!r}: has other words, sizes or attention than the denoiser that sft would train.")
-    model.load_state_dict(theirs)
+    model.load_state_dict(weights)
 
 
 def _build_model(config: SFTConfig, tokenizer):

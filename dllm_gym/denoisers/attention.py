@@ -46,7 +46,7 @@ class AttentionPattern:
         if self.name == "prompt-causal":
             length = prompt_length[:, None, None]
             return (key >= 0) & ((query >= length) | (key < length))
-        size = self.block_size
+        size = self.block_size or 1  # never None here
         return (key >= 0) & (key.div(size, rounding_mode="floor") <= query.div(size, rounding_mode="floor"))
 
 

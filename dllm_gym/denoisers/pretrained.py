@@ -97,12 +97,13 @@ class PretrainedDenoiser(TrainableDenoiser):
             ValueError: a prompt-causal denoiser is not told where the completion begins.
         """
         first: Tensor | int = 0
-        padded = attention_mask is not None and not attention_mask.all()
-        if padded:
+        if attention_mask is not None and attention_mask.all():
+            attention_mask = None
+        if attention_mask is not None:
             first = attention_mask.int().argmax(dim=1, keepdim=True)
         if self.pattern == BIDIRECTIONAL:
             padding = {}
-            if padded:
+            if attention_mask is not None:
                 position_ids = count_positions(attention_mask).clamp(min=0)
                 padding = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
             features = self.causal_lm.model(input_ids=tokens, use_cache=False, **padding).last_hidden_state

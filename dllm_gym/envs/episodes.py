@@ -155,11 +155,10 @@ class Episodes:
 
     def encode_prompt(self, problem: Problem) -> Tensor:
         """The prompt's tokens, 1-D int64, through the chat template where the tokenizer has one."""
-        given = problem.prompt
-        tokens = given.tolist() if isinstance(given, Tensor) else self._tokenize(problem, given)
+        tokens = self._tokenize(problem) if problem.tokens is None else problem.tokens.tolist()
         known, largest = self.denoiser.prompt_tokens, max(tokens, default=0)
         if known is not None and not 0 <= min(tokens, default=0) <= largest < known:
-            shown = "" if isinstance(given, Tensor) else f" ({self.denoiser.tokenizer.decode([largest])!r})"
+            shown = f" ({self.denoiser.tokenizer.decode([largest])!r})" if problem.tokens is None else ""
             raise ValueError(
                 f"problem {problem.id!r}: its token {largest}{shown} is beyond the {known} tokens of "
                 f"{self.denoiser.name}: the tokenizer is not that of the weights."
@@ -171,8 +170,8 @@ class Episodes:
             )
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
-    def _tokenize(self, problem: Problem, text: str) -> list[int]:
-        tokenizer = self.denoiser.tokenizer
+    def _tokenize(self, problem: Problem) -> list[int]:
+        tokenizer, text = self.denoiser.tokenizer, problem.prompt
         if tokenizer.chat_template:
             message = [{"role": "user", "content": text}]
             try:

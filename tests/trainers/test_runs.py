@@ -16,6 +16,7 @@ import torch
 from interrupted import interrupted
 from policies import TINY, see, truncate
 
+from dllm_gym import load_denoiser
 from dllm_gym.agents import load_policy
 from dllm_gym.agents.environment import EnvConfig
 from dllm_gym.agents.trainers import sft
@@ -275,3 +276,27 @@ def test_sigterm_leaves_a_checkpoint_and_resume_finishes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in metrics_of(folder)] == list(range(1, 31))
     assert set(json.loads((folder / "summary.json").read_text())["rows"]) == {"untrained", "GRPO", "threshold 0.5"}
+
+
+def test_sft_starts_from_a_denoiser(tmp_path):
+    still = SFTConfig(
+        init="embedded", steps=1, muon_lr=0.0, adamw_lr=0.0, weight_decay=0.0, bf16=False, run_dir=str(tmp_path / "run")
+    )
+    folder = sft.train(replace(still, batch={"countdown": 2, "gsm8k": 1, "sudoku": 1}))
+    mine, theirs = (load_denoiser(name).model.state_dict() for name in (folder / "denoiser", "embedded"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 64}, {"attention": "bidirectional"}, {"init": "oracle"}])
+def test_sft_refuses_to_start_from_another_kind(change, tmp_path):
+    config = SFTConfig(init="embedded", steps=1, run_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"init='\w+': has "):
+        sft.train(replace(config, **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sft_trains_bidirectional_denoisers_too(tmp_path):
+    config = SFTConfig(attention="bidirectional", steps=1, hidden_size=16, num_heads=2, num_layers=1, bf16=False)
+    folder = sft.train(replace(config, batch={"countdown": 2}, run_dir=str(tmp_path / "run")))
+    denoiser = load_denoiser(folder / "denoiser")
+    assert denoiser.pattern.name == "bidirectional" and denoiser.caches == ("none", "prefix", "dual")

@@ -21,7 +21,11 @@ POLICY = (
 ).split()
 
 
-@pytest.fixture(params=[write_llada, write_dream, write_qwen], ids=["llada", "dream", "sdar"])
+def write_a2d(folder: Path) -> Path:
+    return write_qwen(folder, "a2d-qwen3")
+
+
+@pytest.fixture(params=[write_llada, write_dream, write_qwen, write_a2d], ids=["llada", "dream", "sdar", "a2d"])
 def checkpoint(request, tmp_path) -> list[str]:
     """Flags that name a checkpoint and a data file."""
     rows = [{"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(8)]
