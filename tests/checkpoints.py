@@ -84,11 +84,7 @@ def write_llada(folder: Path, *, shards: int = 1, seed: int = 0, dtype=torch.flo
     weights = _random({f"model.transformer.{name}.weight": shape for name, shape in shapes.items()}, seed, dtype)
     _write(folder, config, weights, shards)
 
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(BYTES)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in LLADA_SPECIAL])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_tokenizer(folder, LLADA_SPECIAL)
     names = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     _write_json(
         folder / "tokenizer_config.json",
@@ -167,11 +163,7 @@ def write_qwen(folder: Path, model_type: str = "sdar", *, seed: int = 0, dtype=t
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
     _write(folder, config, _random(shapes, seed, dtype), shards=1)
 
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(BYTES)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in QWEN_SPECIAL])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_tokenizer(folder, QWEN_SPECIAL)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "mask_token": "<|MASK|>"}
     _write_json(
         folder / "tokenizer_config.json",
@@ -254,6 +246,14 @@ def write_dream(folder: Path, *, shards: int = 1, seed: int = 0, dtype=torch.flo
     }
     _write_json(folder / "tokenizer_config.json", tokenizer)
     return folder
+
+
+def _write_tokenizer(folder: Path, special: list[str]) -> None:
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(BYTES)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _random(shapes: dict[str, tuple[int, ...]], seed: int, dtype) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ class UnmaskingEnv(gym.Env):
     `tokens` (`[L]` int64, the canvas), `probability` (`[L]` float32, the denoiser's probability of the token it would
     write; differs from the confidence when temperature > 0). `reset` gives `problem_id`, `prompt` and `dataset`.
     At the end: `completion` (text), `score`, `correct`, `undecided` (None, or why there was no verdict), `nfe`,
+    `positions` (token positions forwarded, see docs/caches.md),
     `length` (tokens up to the end of the text, its end token included), `log_likelihood` (nats: the untempered
     log-probability of every token at the step that wrote it, summed), `problem_id`, `step_limit`.
 
