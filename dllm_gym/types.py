@@ -68,6 +68,11 @@ class Canvas:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
+    @property
+    def prompt_length(self) -> Tensor:
+        """``[B]`` int64: real tokens of the prompt."""
+        return self.prompt_mask.sum(dim=1)
+
     def __getitem__(self, rows) -> Canvas:
         """The canvas of some rows: a slice, an index tensor or a boolean mask."""
         return _take(self, rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from dllm_gym.names import find, hint
 from dllm_gym.types import Observation
 
 
-class Heuristic:
+class Heuristic(ABC):
     """What all of them share; a subclass is a dataclass and gives ``__call__``. See `Sampler` for the attributes."""
 
     signals: tuple[str, ...] = ("confidence",)
@@ -30,9 +31,9 @@ class Heuristic:
     seed = 0
     ignores_tokens = True
 
+    @abstractmethod
     def __call__(self, observation: Observation) -> Tensor:
         """The set to unmask, ``[B, L]`` bool."""
-        raise NotImplementedError
 
     def choose(
         self, observation: Observation, explore: bool = False, uniforms: Tensor | None = None
@@ -56,9 +57,9 @@ class Drawing(Heuristic):
         _positive(self, "k")
         self.generator = torch.Generator().manual_seed(self.seed)
 
+    @abstractmethod
     def pick(self, observation: Observation, uniforms: Tensor) -> Tensor:
         """The set to unmask, ``[B, L]`` bool, from uniform numbers ``[B, L]``."""
-        raise NotImplementedError
 
     def __call__(self, observation: Observation) -> Tensor:
         uniforms = torch.rand(observation.masked.shape, generator=self.generator)

@@ -37,7 +37,7 @@ from dllm_gym.agents.samplers.base import Sampler, as_sampler
 from dllm_gym.agents.samplers.heuristics import HEURISTICS, make_policy
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
-from dllm_gym.denoisers.session import DecodingSession, block_offset
+from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.names import find
 from dllm_gym.types import Action, Canvas, Indices, Observation
@@ -168,9 +168,7 @@ class Metropolis:
             nfe=torch.zeros(count, dtype=torch.int64, device=device),
             positions=torch.zeros(count, dtype=torch.int64, device=device),
         )
-        offset = block_offset(episodes.denoiser, canvas)
-        offset = torch.zeros_like(chains.nfe) if offset is None else offset
-        block = decoding.blocks(episodes.gen_length, episodes.block_length, offset)
+        block, _ = decoding.blocks(canvas.masked, episodes.block_length, episodes.denoiser.block_offset(canvas))
         copies = torch.arange(count, device=device).repeat_interleave(tries)
         for n in range(int(block.max()) + 1):
             inside, start = (block == n)[copies], chains.canvas[copies]
@@ -179,7 +177,7 @@ class Metropolis:
             if self.likelihood == "elbo":
                 log_p = self._elbo(episodes, proposals.canvas, inside, rng)
                 nfe = nfe + self.maskings
-                positions = positions + self.maskings * (start.prompt_mask.sum(dim=1) + episodes.gen_length)
+                positions = positions + self.maskings * (start.prompt_length + episodes.gen_length)
             elif (nfe == inside.sum(dim=1)).all():
                 log_p = proposals.log_p
             else:

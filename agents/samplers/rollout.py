@@ -96,8 +96,8 @@ def play(
         rows = torch.as_tensor(running, device=episodes.device)
         seen, drawn = observation[rows], []
         if draws:
-            numbers_of = [choosing[row].random(episodes.gen_length + 1, dtype=np.float32) for row in running]
-            drawn = [torch.as_tensor(np.stack(numbers_of), device=episodes.device)]
+            uniforms = [choosing[row].random(episodes.gen_length + 1, dtype=np.float32) for row in running]
+            drawn = [torch.as_tensor(np.stack(uniforms), device=episodes.device)]
         picks, log_prob = sampler.choose(seen, explore, *drawn)
         if log:
             log.observations.append(seen)

@@ -35,27 +35,28 @@ def pad_left(prompts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return prompt, prompt_mask.to(prompt.device)
 
 
-def blocks(length: int, block_length: int, offset: Tensor) -> Tensor:
-    """``[B, L]`` int64: the block of each position; ``offset`` ``[B]``: prompt tokens that share the first block."""
-    return (torch.arange(length, device=offset.device) + offset[:, None]) // block_length
+def blocks(masked: Tensor, block_length: int, offset: Tensor | int = 0) -> tuple[Tensor, Tensor]:
+    """The block of each position ``[B, L]`` int64, and the active one of each row ``[B, 1]``.
 
-
-def eligible(masked: Tensor, block_length: int, offset: Tensor | None = None) -> Tensor:
-    """``[B, L]`` bool: masked positions of the leftmost block that still has one.
+    Blocks are decoded left to right: the active one is the leftmost that has a masked position.
 
     Args:
         masked: ``[B, L]`` bool.
-        block_length: blocks are counted from the first position of the completion.
-        offset: ``[B]`` int64, so many of the prompt's last tokens belong to the first block; None: none.
+        block_length: positions per block, counted from the first position of the completion.
+        offset: ``[B, 1]`` int64, so many of the prompt's last tokens belong to the first block.
     """
-    offset = torch.zeros(len(masked), dtype=torch.int64, device=masked.device) if offset is None else offset
-    block = blocks(masked.shape[1], block_length, offset)
-    active = block.gather(1, masked.to(torch.uint8).argmax(dim=1, keepdim=True))
+    block = (torch.arange(masked.shape[1], device=masked.device) + offset).expand(masked.shape) // block_length
+    return block, block.gather(1, masked.to(torch.uint8).argmax(dim=1, keepdim=True))
+
+
+def eligible(masked: Tensor, block_length: int, offset: Tensor | int = 0) -> Tensor:
+    """``[B, L]`` bool: masked positions of the active block. Arguments as in `blocks`."""
+    block, active = blocks(masked, block_length, offset)
     return masked & (block == active)
 
 
-def observe(canvas: Canvas, prediction: Prediction, block_length: int, offset: Tensor | None = None) -> Observation:
-    """What a policy may see of a canvas and the denoiser's prediction for it. Blocks as in `eligible`."""
+def observe(canvas: Canvas, prediction: Prediction, block_length: int, offset: Tensor | int = 0) -> Observation:
+    """What a policy may see of a canvas and the denoiser's prediction for it. Blocks as in `blocks`."""
     return Observation(
         confidence=prediction.confidence,
         entropy=prediction.entropy,

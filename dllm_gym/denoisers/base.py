@@ -75,19 +75,26 @@ class Denoiser(ABC):
         """The same for `score`, whose masked tokens ``targets`` ``[B, L]`` are known."""
         return self.features(canvas, at)
 
-    def make_memory(self, cache: str, canvas: Canvas, block_length: int) -> Memory:
-        """What a decoding session keeps for the rows of a canvas.
+    def block_offset(self, canvas: Canvas) -> Tensor | int:
+        """``[B, 1]`` int64: how many of the prompt's last tokens are in the first block of the completion.
+
+        A block-causal denoiser counts its blocks from the first token of the prompt; for others it is 0.
+        """
+        return 0 if self.block_size is None else canvas.prompt_length[:, None] % self.block_size
+
+    def make_memory(self, cache: str, num_rows: int, block_length: int) -> Memory:
+        """What a decoding session keeps of its rows between forward passes.
 
         Args:
             cache: "auto", or one of `caches`.
-            canvas: its number of rows stays what it is.
+            num_rows: R.
             block_length: blocks are decoded left to right.
 
         Raises:
             ValueError: a cache that this denoiser does not have.
         """
         self.resolve_cache(cache)
-        return Recompute(self, len(canvas))
+        return Recompute(self, num_rows)
 
     def resolve_cache(self, cache: str) -> str:
         """``cache``, or the exact one for "auto". Raises ValueError for one that this denoiser does not have."""
@@ -243,7 +250,7 @@ class Recompute(Memory):
         self.looks_ahead = denoiser.block_size is None
 
     def encode(self, canvas: Canvas, rows: Tensor, at: Tensor) -> Tensor:
-        forwarded = canvas.prompt_mask.sum(dim=1) + canvas.tokens.shape[1]
+        forwarded = canvas.prompt_length + canvas.tokens.shape[1]
         self.positions = self.positions.index_add(0, rows, forwarded)
         return self.denoiser.features(canvas, at)
 

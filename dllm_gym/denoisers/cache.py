@@ -77,7 +77,7 @@ class KeyValueCache(Memory):
         start, end, entering = self._windows(canvas, rows)
         row_of, column_of = at.nonzero(as_tuple=True)
         features = None
-        first = width - canvas.prompt_mask.sum(dim=1)
+        first = width - canvas.prompt_length
         for part in (entering, ~entering):
             if not part.any():
                 continue
@@ -96,11 +96,10 @@ class KeyValueCache(Memory):
     def _windows(self, canvas: Canvas, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """First column, column after the last, and whether the row enters a block: ``[B]`` each. Notes what is kept."""
         width, length = canvas.prompt.shape[1], canvas.tokens.shape[1]
-        prompt_length = canvas.prompt_mask.sum(dim=1)
-        offset = prompt_length % self.block_length if self.denoiser.block_size else torch.zeros_like(prompt_length)
-        block = decoding.blocks(length, self.block_length, offset)
-        block = block.gather(1, canvas.masked.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]
-        block_start = block * self.block_length - offset  # before the completion, where it shares a block
+        prompt_length, offset = canvas.prompt_length, self.denoiser.block_offset(canvas)
+        _, active = decoding.blocks(canvas.masked, self.block_length, offset)
+        block = active[:, 0]
+        block_start = (active * self.block_length - offset)[:, 0]  # before the completion, where it shares a block
         block_end = width + (block_start + self.block_length).clamp(max=length)
         whole = torch.full_like(block_end, width + length)
         kept = self._kept[rows]
@@ -108,7 +107,7 @@ class KeyValueCache(Memory):
             if (fresh := kept < 0).any():
                 self._forward_prompts(canvas[fresh], rows[fresh])
             self._kept = self._kept.index_copy(0, rows, prompt_length)
-            return torch.full_like(block_end, width), whole, fresh & False
+            return torch.full_like(block_end, width), whole, torch.zeros_like(fresh)
         if self.denoiser.block_size:
             finished = prompt_length + block_start
             kept = torch.minimum(kept.clamp(min=0), finished)  # less, where a written token was taken back
@@ -130,7 +129,7 @@ class KeyValueCache(Memory):
         columns = columns.clamp(min=0)
         tokens, real = inputs_of(canvas)
         position = count_positions(real)
-        prompt_length = canvas.prompt_mask.sum(dim=1)
+        prompt_length = canvas.prompt_length
         here = position.gather(1, columns)
         visible = self.denoiser.pattern.sees(here, position[:, :stop], prompt_length)
         spare = self._capacity - tokens.shape[1]
@@ -139,7 +138,7 @@ class KeyValueCache(Memory):
 
     def _forward_prompts(self, canvas: Canvas, rows: Tensor) -> None:
         """Keep the keys and values of prompts, each of which is forwarded once, however many rows have it."""
-        width = int(canvas.prompt_mask.sum(dim=1).max())
+        width = int(canvas.prompt_length.max())
         if not width:
             return
         prompts = canvas.prompt.masked_fill(~canvas.prompt_mask, -1)[:, -width:]
@@ -149,7 +148,7 @@ class KeyValueCache(Memory):
         end = self._capacity - canvas.tokens.shape[1]
         columns = torch.arange(end - width, end, device=rows.device).expand(len(rows), -1)
         self.denoiser.run(prompts.clamp(min=0), position, visible, _Pass(self, rows, columns, None, copies))
-        self.positions = self.positions.index_add(0, rows, canvas.prompt_mask.sum(dim=1))
+        self.positions = self.positions.index_add(0, rows, canvas.prompt_length)
 
     def _reserve(self, columns: int) -> None:
         """Make room for so many columns. Raises ValueError where there is no memory for them."""

@@ -102,7 +102,7 @@ def set_tokens(given: str, config, raw: dict, family: Family, tokenizer, block_s
     config.fill_token_id = raw.get("fill_token_id", fill)
     config.shifted = raw.get("shifted", family.shifted)
     config.attention_pattern = raw.get("attention_pattern", family.attention_pattern)
-    config.block_size = block_size or raw.get("block_size", family.block_size)
+    config.block_size = raw.get("block_size", family.block_size) if block_size is None else block_size
     if block_size is not None:
         if not family.block_causal:
             raise ValueError(f"{given}: block_size={block_size}: {raw['model_type']} is bidirectional; leave it out.")

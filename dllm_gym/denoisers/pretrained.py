@@ -143,7 +143,7 @@ class PretrainedDenoiser(TrainableDenoiser):
 
     def features(self, canvas: Canvas, at: Tensor) -> Tensor:
         tokens, attention_mask = inputs_of(canvas)
-        features = self.encode(tokens, attention_mask, canvas.prompt_mask.sum(dim=1))
+        features = self.encode(tokens, attention_mask, canvas.prompt_length)
         return features[:, -canvas.tokens.shape[1] :][at]
 
     def scoring_features(self, canvas: Canvas, targets: Tensor, at: Tensor) -> Tensor:
@@ -171,11 +171,11 @@ class PretrainedDenoiser(TrainableDenoiser):
         hidden = self.run(torch.cat([clean, tokens[:, width - shared :]], dim=1), both, visible)
         return hidden[:, -length:][at]
 
-    def make_memory(self, cache: str, canvas: Canvas, block_length: int) -> Memory:
+    def make_memory(self, cache: str, num_rows: int, block_length: int) -> Memory:
         cache = self.resolve_cache(cache)
         if cache == "none":
-            return Recompute(self, len(canvas))
-        return KeyValueCache(self, cache, len(canvas), block_length)
+            return Recompute(self, num_rows)
+        return KeyValueCache(self, cache, num_rows, block_length)
 
     def cache_bytes(self, rows: int, columns: int) -> int:
         """Bytes of the keys and values of so many rows and columns."""
@@ -207,7 +207,7 @@ class PretrainedDenoiser(TrainableDenoiser):
         dtype = str(self.causal_lm.dtype).removeprefix("torch.")
         broken = (name for name, p in self.model.named_parameters() if not (p.is_meta or p.isfinite().all()))
         weight = next(broken, None)
-        layer = None if weight else self._first_layer_not_finite(*inputs_of(canvas), canvas.prompt_mask.sum(dim=1))
+        layer = None if weight else self._first_layer_not_finite(*inputs_of(canvas), canvas.prompt_length)
         what = f"the weight {weight}" if weight else f"the output of {layer or 'the head'}"
         advice = "the checkpoint is broken" if weight else "its weights are too large"
         if dtype == "float16":

@@ -50,7 +50,7 @@ class DecodingSession:
         self.block_length = block_length
         self.stop_at_eos = stop_at_eos
         self.end_tokens = torch.tensor(sorted(denoiser.eos_token_ids), device=denoiser.device)
-        self._memory = denoiser.make_memory(cache, canvas, block_length)
+        self._memory = denoiser.make_memory(cache, len(canvas), block_length)
         self._prompts: list[Tensor] | None = None  # read off the canvas when they are needed: it may have many rows
 
     @classmethod
@@ -103,7 +103,7 @@ class DecodingSession:
         """
         canvas = self.canvas[rows]
         index = torch.arange(len(self.canvas), device=self.denoiser.device)[rows]
-        offset = block_offset(self.denoiser, canvas)
+        offset = self.denoiser.block_offset(canvas)
         ahead = self._memory.looks_ahead
         prediction = self.denoiser.predict(
             canvas,
@@ -133,11 +133,3 @@ class DecodingSession:
         empty = decoding.blank(self._prompts, self.canvas.tokens.shape[1], self.denoiser.mask_token_id)
         self.canvas = dataclasses.replace(empty, masked=torch.zeros_like(empty.masked))
         self._memory.forget(torch.arange(len(self.canvas), device=self.denoiser.device))
-
-
-def block_offset(denoiser: Denoiser, canvas: Canvas) -> Tensor | None:
-    """``[B]`` int64: how many of the prompt's last tokens are in the first block of the completion.
-
-    A block-causal denoiser counts its blocks from the first token of the prompt. None for others.
-    """
-    return None if denoiser.block_size is None else canvas.prompt_mask.sum(dim=1) % denoiser.block_size

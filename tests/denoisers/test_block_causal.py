@@ -66,6 +66,7 @@ def test_saved_and_read_again(folders, kind, tmp_path):
 def test_the_block_size_is_that_of_the_config_or_given(tmp_path, folders):
     assert load_denoiser(write_qwen(tmp_path / "eight", block_size=8)).block_size == 8
     assert load_denoiser(folders["a2d-qwen3"], block_size=32).pattern.name == "block-causal"
+    assert "block_size=0: 'block-causal' needs" in error_of(ValueError, load_denoiser, folders["sdar"], block_size=0)
 
 
 @pytest.mark.parametrize(

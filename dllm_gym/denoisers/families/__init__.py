@@ -2,12 +2,12 @@
 
 from dllm_gym.denoisers.families.a2d import A2D
 from dllm_gym.denoisers.families.base import Family
-from dllm_gym.denoisers.families.bidirectional import BIDIRECTIONAL
 from dllm_gym.denoisers.families.dream import DREAM
 from dllm_gym.denoisers.families.llada import LLADA
+from dllm_gym.denoisers.families.own import OWN
 from dllm_gym.denoisers.families.sdar import SDAR
 
-FAMILIES = (LLADA, DREAM, SDAR, A2D, BIDIRECTIONAL)
+FAMILIES = (LLADA, DREAM, SDAR, A2D, OWN)
 
 
 def find_family(given: str, model_type: str | None) -> Family:

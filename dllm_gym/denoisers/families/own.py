@@ -27,4 +27,4 @@ def read(given: str, folder: Path, raw: dict):
     return model_class, config_class.from_pretrained(folder, local_files_only=True)
 
 
-BIDIRECTIONAL = Family(model_types=("llama", "qwen2", "qwen3"), read=read, block_causal=True)
+OWN = Family(model_types=("llama", "qwen2", "qwen3"), read=read, block_causal=True)
