@@ -55,7 +55,9 @@ def make_envs(config: EnvConfig, split: str | None = None, **changes) -> list[Un
 
     They share denoiser and task.
     """
-    denoiser = changes.pop("denoiser", None) or load_denoiser(config.denoiser_name, config.device, config.dtype)
+    denoiser = changes.pop("denoiser", None) or load_denoiser(
+        config.denoiser_name, changes.pop("device", config.device), config.dtype
+    )
     count = min(worker_count(denoiser.device), config.num_envs)
     changes |= {"denoiser": denoiser, "num_envs": -(-config.num_envs // count)}
     first = make_env(config, split, **changes).unwrapped

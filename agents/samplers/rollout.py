@@ -122,30 +122,36 @@ def collect(
     *,
     seed: int | Sequence[int] = 0,
     explore: bool = True,
+    numbers: Indices | None = None,
 ) -> Rollout:
     """Play one episode for each problem index; the n-th entry of the rollout is that of ``problems[n]``.
+
+    The steps of an episode stand together, in the order of the episodes.
 
     Args:
         envs: an environment, as in `play`; or several, as `dllm_gym.agents.environment.make_envs` gives them, which
             play their shares side by side. The rollout is the same.
-        sampler, problems, seed, explore: as in `play`.
+        sampler, problems, seed, explore, numbers: as in `play`.
 
     Raises:
         ValueError, IndexError: as `play`.
     """
 
-    def played_by(env, numbers: range) -> tuple[StepLog, list[Ended]]:
+    def played_by(env, share: range) -> tuple[StepLog, list[Ended]]:
         log = StepLog()
-        own = [problems[n] for n in numbers]
-        ended = list(play(env, sampler, own, seed=seed, explore=explore, numbers=numbers, log=log))
-        log.episodes = [episode * numbers.step + numbers.start for episode in log.episodes]
-        return log, [replace(one, number=numbers[one.number]) for one in ended]
+        own = [problems[n] for n in share]
+        own_numbers = share if numbers is None else [numbers[n] for n in share]
+        ended = list(play(env, sampler, own, seed=seed, explore=explore, numbers=own_numbers, log=log))
+        log.episodes = [episode * share.step + share.start for episode in log.episodes]
+        return log, [replace(one, number=share[one.number]) for one in ended]
 
     if not len(problems):
         raise ValueError("problems is empty: give the index of at least one problem.")
     logs, parts = zip(*side_by_side([partial(played_by, *share) for share in shares(envs, len(problems))]), strict=True)
     played = sorted((one for part in parts for one in part), key=lambda one: one.number)
     ends, device = [one.end for one in played], played[0].tokens.device
+    episode = torch.cat([episode for log in logs for episode in log.episodes])
+    order = episode.argsort(stable=True)  # an episode's steps come in order, among those of other rows
     return Rollout(
         problems=[one.problem for one in played],
         completions=[end.info["completion"] for end in ends],
@@ -155,8 +161,8 @@ def collect(
         undecided=[end.info["undecided"] for end in ends],
         nfe=torch.tensor([end.info["nfe"] for end in ends], device=device),
         reward=torch.tensor([end.reward for end in ends], device=device),
-        observation=Observation.cat([seen for log in logs for seen in log.observations]),
-        picks=torch.cat([picks for log in logs for picks in log.picks]),
-        log_prob=torch.cat([log_prob for log in logs for log_prob in log.log_probs]),
-        episode=torch.cat([episode for log in logs for episode in log.episodes]),
+        observation=Observation.cat([seen for log in logs for seen in log.observations])[order],
+        picks=torch.cat([picks for log in logs for picks in log.picks])[order],
+        log_prob=torch.cat([log_prob for log in logs for log_prob in log.log_probs])[order],
+        episode=episode[order],
     )

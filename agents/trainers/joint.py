@@ -23,7 +23,7 @@ from dllm_gym.agents.trainers.denoiser.learner import Learner
 from dllm_gym.agents.trainers.denoiser.objective import TrainerConfig
 from dllm_gym.agents.trainers.policy import grpo
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
-from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.processes import Processes, alone, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 
 
@@ -81,9 +81,8 @@ def phases(config: JointConfig) -> list[tuple[str, int]]:
 def train(config: JointConfig) -> Path:
     """Train, then compare both denoisers with heuristics and the learned policy on held-out problems."""
     policy_config, denoiser_config = _configs(config)
+    alone("joint")
     accelerator = trainer.make_accelerator(denoiser_config)
-    if accelerator.num_processes > 1:
-        raise ValueError(f"joint trains in one process, not in {accelerator.num_processes}.")
     denoiser = trainer.load_trainable(config.env, accelerator.device)
     sampler_envs = make_envs(policy_config.env, denoiser=denoiser)
     denoiser_envs = make_envs(denoiser_config.env, denoiser=denoiser)
@@ -97,7 +96,7 @@ def train(config: JointConfig) -> Path:
         for step in run.steps(len(order), {"policy": policy, "optimizer": optimizer, "learner": learner}):
             kind, iteration = order[step]
             if kind == "sampler":
-                metrics, problems = grpo.improve(sampler_envs, policy, optimizer, policy_config, iteration)
+                metrics, problems = grpo.improve(sampler_envs, policy, optimizer, policy_config, iteration, Processes())
             else:
                 metrics, problems = trainer.improve(learner, denoiser_envs, policy, iteration)
             run.record(metrics, problems, prefix=f"{kind}/")

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dllm_gym import __version__
 from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.files import append, held, remove_unfinished, write_text, written
@@ -77,6 +78,7 @@ class Run:
                 raise ValueError(f"resume={config.resume!r}: the config differs from the run's own ({changes}).")
         else:
             self.folder = Path(config.run_dir or f"runs/{algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.processes.agree({"dllm_gym": __version__, "torch": torch.__version__, "settings": record})
         self._held = ExitStack()
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ class Run:
         self._signals.__enter__()
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error, _) -> None:
         self._signals.__exit__(None, None, None)
         if self._writer:
             with suppress(OSError) if kind else nullcontext():  # a full disk has been said already
@@ -102,6 +104,11 @@ class Run:
         self._held.close()
         if kind is None and self.stop_requested:
             raise self._stopped()
+        if isinstance(error, RuntimeError) and self.processes.lost(error):
+            raise RuntimeError(
+                f"process {self.processes.rank} of {self.processes.count} has lost the others: one of them has ended, "
+                f"and said why if it could. Continue with --resume {self.folder}"
+            ) from None
 
     def _stopped(self) -> SystemExit:
         if self.main:

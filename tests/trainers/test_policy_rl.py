@@ -23,6 +23,7 @@ from dllm_gym.agents.trainers.policy.grpo import GRPOConfig, grpo_loss, steer, u
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.policy.ppo import PPOConfig, episode_advantages, ppo_loss
 from dllm_gym.agents.trainers.policy.sb3_ppo import EligibleBernoulli, SB3PPOConfig, UnmaskingActorCriticPolicy
+from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.envs.sb3 import SB3VecEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout, Verdict
@@ -103,7 +104,7 @@ def test_grpo_loss_by_hand():
 def test_ppo_loss_by_hand():
     ratio, advantage = tensor(1.1, 1.5, 1.5, 0.5), tensor(1, 1, -1, -1)
     value, target = tensor(0, 1, 0, 0), tensor(0, 0, 2, 0)
-    loss, metrics = ppo_loss(ratio.log() - 2, tensor(*[-2] * 4), advantage, value, target, clip=0.2, value_weight=0.5)
+    loss, metrics = ppo_loss(ratio.log() - 2, tensor(*[-2] * 4), advantage, value, target, weight=1 / 4, clip=0.2, value_weight=0.5)
     policy_loss, value_loss = -(1.1 + 1.2 - 1.5 - 0.8) / 4, 5 / 4
     assert loss.item() == pytest.approx(policy_loss + 0.5 * value_loss)
     assert metrics["policy_loss"].item() == pytest.approx(policy_loss)
@@ -127,7 +128,7 @@ def test_loss_gradients(algorithm):
     def loss(log_prob, value):
         if algorithm == "grpo":
             return grpo_loss(log_prob, old, advantage, torch.linspace(0.1, 1, number).double(), 0.5)[0]
-        return ppo_loss(log_prob, old, advantage, value, target, 0.5, 0.7)[0]
+        return ppo_loss(log_prob, old, advantage, value, target, 1 / len(log_prob), 0.5, 0.7)[0]
 
     assert torch.autograd.gradcheck(loss, (log_prob, value))
     loss(log_prob, value).backward()
@@ -159,7 +160,7 @@ def update_of(rollout: Rollout, advantage: torch.Tensor, **changes) -> tuple[Unm
     policy = tiny_policy()
     config = GRPOConfig(**{"group": 2, "experts": (0.65,), "inner_iterations": 1, "max_grad_norm": 1e9} | changes)
     expert = torch.arange(len(rollout)) >= 6
-    return policy, update(policy, torch.optim.SGD(policy.parameters(), lr=0.02), rollout, advantage, expert, config)
+    return policy, update(policy, torch.optim.SGD(policy.parameters(), lr=0.02), rollout, advantage, expert, config, Processes())
 
 
 def test_update_adds_up_over_microbatches(rollout):
@@ -402,7 +403,7 @@ def test_learns_that_two_positions_must_not_go_together(algorithm, tmp_path, mon
     if algorithm == "sb3-ppo":
         monkeypatch.setattr(module, "make_env", pair_env)
     else:
-        monkeypatch.setattr(module, "make_envs", lambda config: [pair_env(config), pair_env(config)])
+        monkeypatch.setattr(module, "make_envs", lambda config, **_: [pair_env(config), pair_env(config)])
     folder = module.train(replace(config, env=EnvConfig(num_envs=64), run_dir=str(tmp_path / "run")))
     env = pair_env(EnvConfig(num_envs=64))
     untrained, trained = (
@@ -451,7 +452,7 @@ def test_workers_side_by_side_take_the_same_step(tmp_path):
             envs = make_envs(replace(config.env, num_envs=6))
             assert len(envs) == threads
             policy = make_policy_network(config.policy, 0, torch.device("cpu"))
-            metrics.append(grpo.improve(envs, policy, grpo.make_optimizer(policy, config), config, 0)[0])
+            metrics.append(grpo.improve(envs, policy, grpo.make_optimizer(policy, config), config, 0, Processes())[0])
             weights.append(torch.cat([p.flatten() for p in policy.parameters()]).detach())
         finally:
             torch.set_num_threads(before)

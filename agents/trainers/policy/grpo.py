@@ -32,7 +32,7 @@ from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.trainers.advantages import check_group, group_advantages
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_network
-from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.processes import Processes, launched, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.schedule import cosine
 from dllm_gym.agents.workers import side_by_side, worker_count
@@ -53,7 +53,7 @@ class GRPOConfig:
     iterations: int = 80
     """Number of iterations; each samples, then updates."""
     problems: int = 16
-    """Number of problems per iteration."""
+    """Number of problems per iteration, over all processes."""
     group: int = 8
     """Number of the policy's episodes per problem (G)."""
     experts: tuple[float, ...] = (0.5, 0.7, 0.9)
@@ -136,10 +136,15 @@ def update(
     advantage: Tensor,
     expert: Tensor,
     config: GRPOConfig,
+    processes: Processes,
 ) -> dict[str, float]:
-    """The inner iterations on one batch. ``advantage`` and ``expert`` (bool) are ``[E]``, one entry an episode."""
+    """The inner iterations on one batch. ``advantage`` and ``expert`` (bool) are ``[E]``, one entry an episode.
+
+    Each process has its own episodes; all of them take the step that one would take with all episodes.
+    """
+    total = processes.sum({"episodes": len(rollout)})["episodes"]
     steps_of = torch.bincount(rollout.episode, minlength=len(rollout))
-    weight = 1.0 / (steps_of * len(rollout))[rollout.episode]
+    weight = 1.0 / (steps_of * total)[rollout.episode]
     step_advantage, step_expert = advantage[rollout.episode], expert[rollout.episode]
     steps = torch.arange(len(rollout.episode), device=weight.device)
     parameters, experts = list(policy.parameters()), len(config.experts)
@@ -172,10 +177,11 @@ def update(
         gradients, metrics = zip(*side_by_side(shares), strict=True)
         for parameter, *parts in zip(parameters, *gradients, strict=True):
             parameter.grad = torch.stack(parts).sum(dim=0)
-        totals = {name: sum(part[name] for part in metrics) for name in metrics[0]}
+        processes.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
         optimizer.step()
-    return totals | {"gradient_norm": norm.item()}
+    totals = {name: sum(part[name] for part in metrics) for name in metrics[0]}
+    return processes.sum(totals) | {"gradient_norm": norm.item()}
 
 
 def improve(
@@ -184,37 +190,57 @@ def improve(
     optimizer: torch.optim.Optimizer,
     config: GRPOConfig,
     iteration: int,
+    processes: Processes,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems."""
+    """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems.
+
+    Several processes draw the same problems and play their own; the result is that of one process.
+    """
     since, episodes = time.perf_counter(), envs[0].episodes
     rng = np.random.default_rng([config.seed, iteration])  # a resumed run needs no generator state
     rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
     optimizer.param_groups[0]["lr"] = rate
     problems = rng.integers(len(episodes.task), size=config.problems)
     decoding_seed = int(rng.integers(2**32))
-    rollouts = [collect(envs, policy, np.repeat(problems, config.group), seed=decoding_seed)]
+    groups = np.arange(config.problems * config.group).reshape(-1, config.group)  # an episode's number, its draws
+    own, numbers = processes.own(problems), processes.own(groups).flatten()
+    rollouts = [collect(envs, policy, np.repeat(own, config.group), seed=decoding_seed, numbers=numbers)]
     if iteration < config.expert_iterations:
         for n, threshold in enumerate(config.experts, start=1):
-            rollouts.append(surest_first(collect(envs, Threshold(threshold), problems, seed=[decoding_seed, n])))
+            played = collect(
+                envs, Threshold(threshold), own, seed=[decoding_seed, n], numbers=processes.own(groups[:, 0])
+            )
+            rollouts.append(surest_first(played))
     rollout = Rollout.cat(rollouts)
     for i in (~rollout.reward.isfinite()).nonzero()[:, 0].tolist():
         print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
-    reward = [part.reward.view(config.problems, -1) for part in rollouts]
+    reward = [part.reward.view(len(own), -1) for part in rollouts]
     advantage = group_advantages(torch.cat(reward, dim=1), divide_by_std=config.divide_by_std)
     by_part = advantage.split([part.shape[1] for part in reward], dim=1)
     flat_advantage = torch.cat([part.flatten() for part in by_part])
     expert = torch.arange(len(rollout), device=episodes.device) >= len(rollouts[0])
-    metrics = update(policy, optimizer, rollout, flat_advantage, expert, config)
+    metrics = update(policy, optimizer, rollout, flat_advantage, expert, config, processes)
 
-    own = rollouts[0]
+    by_policy = rollouts[0]
+    finite = by_policy.reward.isfinite()
+    sums = processes.sum({
+        "reward": by_policy.reward[finite].sum(),
+        "finite": finite.sum(),
+        "correct": by_policy.correct.sum(),
+        "nfe": by_policy.nfe.sum(),
+        "picked": (by_policy.picks > 0).sum(),
+        "steps": len(by_policy.episode),
+        "equal_groups": (reward[0].std(dim=1) == 0).sum(),
+        "forwards": rollout.nfe.sum(),
+    })  # fmt: skip
     return metrics | {
-        "reward": own.reward[own.reward.isfinite()].mean().item(),
-        "accuracy": own.correct.float().mean().item(),
-        "nfe": own.nfe.float().mean().item(),
-        "set_size": (own.picks > 0).sum(dim=1).float().mean().item(),
-        "equal_groups": (reward[0].std(dim=1) == 0).float().mean().item(),
+        "reward": sums["reward"] / sums["finite"] if sums["finite"] else np.nan,
+        "accuracy": sums["correct"] / groups.size,
+        "nfe": sums["nfe"] / groups.size,
+        "set_size": sums["picked"] / sums["steps"],
+        "equal_groups": sums["equal_groups"] / config.problems,
         "learning_rate": rate,
-        "forwards": int(rollout.nfe.sum()),
+        "forwards": int(sums["forwards"]),
         "seconds": time.perf_counter() - since,
     }, problems
 
@@ -235,18 +261,24 @@ def check(config: GRPOConfig) -> None:
 
 @own_threads
 def train(config: GRPOConfig) -> Path:
-    """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
+    """Train, then compare with the heuristics on held-out problems. Returns the run's folder.
+
+    Several processes (`torchrun`, `accelerate launch`) share the problems of an iteration.
+    """
     check(config)
-    envs = make_envs(config.env)
+    processes = launched(config.env.device)
+    processes.check_share("problems", config.problems)
+    envs = make_envs(config.env, device=processes.device)
     device = envs[0].episodes.device
     policy = make_policy_network(config.policy, config.seed, device)
     optimizer = make_optimizer(policy, config)
-    run = Run("grpo", config)
+    run = Run("grpo", config, processes)
     with run:
         for iteration in run.steps(config.iterations, {"policy": policy, "optimizer": optimizer}):
-            metrics, problems = improve(envs, policy, optimizer, config, iteration)
+            metrics, problems = improve(envs, policy, optimizer, config, iteration, processes)
             run.record(metrics, problems)
-        policy.save(run.folder / "policy", trained_in=vars(config.env))
-        untrained = make_policy_network(config.policy, config.seed, device)
-        run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "GRPO": policy}))
+        if run.main:
+            policy.save(run.folder / "policy", trained_in=vars(config.env))
+            untrained = make_policy_network(config.policy, config.seed, device)
+            run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "GRPO": policy}))
     return run.folder

@@ -26,7 +26,7 @@ from dllm_gym.agents.samplers.policy import PolicyConfig
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_critic, make_policy_network
-from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.processes import launched, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.schedule import cosine
 
@@ -107,35 +107,46 @@ def ppo_loss(
     advantage: Tensor,
     value: Tensor,
     target: Tensor,
+    weight: float,
     clip: float,
     value_weight: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate and squared value error over ``[N]`` steps, to be minimised; and the metrics of the update."""
+    """Clipped surrogate and squared value error of ``[N]`` steps, to be minimised; and the metrics of the update.
+
+    All are sums of what belongs to the steps times ``weight``, 1 / (steps of the whole minibatch), of which a process
+    may have a part.
+    """
     log_ratio = log_prob - old_log_prob
     ratio = log_ratio.exp()
-    policy_loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
-    value_loss = F.mse_loss(value, target)
+    policy_loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum() * weight
+    value_loss = F.mse_loss(value, target, reduction="sum") * weight
     metrics = {
         "policy_loss": policy_loss.detach(),
         "value_loss": value_loss.detach(),
-        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
-        "approximate_kl": (ratio - 1 - log_ratio).mean().detach(),
+        "clip_fraction": ((ratio - 1).abs() > clip).float().sum() * weight,
+        "approximate_kl": (ratio - 1 - log_ratio).sum().detach() * weight,
     }
     return policy_loss + value_weight * value_loss, metrics
 
 
 @own_threads
 def train(config: PPOConfig) -> Path:
-    """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
+    """Train, then compare with the heuristics on held-out problems. Returns the run's folder.
+
+    Several processes (`torchrun`, `accelerate launch`) share the episodes of an iteration, and take the steps that one
+    would take with all of them.
+    """
     at_least_one(config, "episodes", "epochs", "minibatches")
     check_common(config)
-    envs = make_envs(config.env)
+    processes = launched(config.env.device)
+    processes.check_share("episodes", config.episodes)
+    envs = make_envs(config.env, device=processes.device)
     episodes, device = envs[0].episodes, envs[0].episodes.device
     policy = make_policy_network(config.policy, config.seed, device)
     critic = make_critic(config.policy, config.seed, device)
     parameters = [*policy.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, eps=1e-5)
-    run = Run("ppo", config)
+    run = Run("ppo", config, processes)
     with run:
         for iteration in run.steps(config.iterations, {"policy": policy, "critic": critic, "optimizer": optimizer}):
             since = time.perf_counter()
@@ -144,46 +155,70 @@ def train(config: PPOConfig) -> Path:
             rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
             optimizer.param_groups[0]["lr"] = rate
             problems = rng.integers(len(episodes.task), size=config.episodes)
-            rollout = collect(envs, policy, problems, seed=int(rng.integers(2**32)))
+            own = processes.own(np.arange(config.episodes))
+            rollout = collect(envs, policy, problems[own], seed=int(rng.integers(2**32)), numbers=own)
             seen = rollout.observation
-            step = (seen.progress * episodes.gen_length).round().long()
+            lengths = torch.bincount(rollout.episode, minlength=len(own))
+            step = torch.arange(len(rollout.episode), device=device) - (lengths.cumsum(0) - lengths)[rollout.episode]
             with torch.no_grad():
                 values = critic(seen)
             advantage, target = episode_advantages(values, rollout.episode, step, rollout.reward, config.gae_lambda)
-            explained = 1 - (target - values).var() / (target.var() + 1e-8)
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            error, spread = processes.moments(target - values)[1], processes.moments(target)[1]
+            mean, std = processes.moments(advantage)
+            advantage = (advantage - mean) / (std + 1e-8)
+            # The steps of all processes are numbered by episode, then step; minibatches are drawn from the numbers.
+            all_lengths = processes.whole(lengths, config.episodes)
+            total = int(all_lengths.sum())
+            first = processes.own(all_lengths.cumsum(0) - all_lengths)
+            number = first[rollout.episode] + step
+            size = -(-total // config.minibatches)
 
             log: list[dict[str, float]] = []
+            norms: list[float] = []
             for _ in range(config.epochs):
-                shuffled = torch.as_tensor(rng.permutation(len(step)), device=device)
-                for rows in shuffled.chunk(config.minibatches):
+                place = torch.as_tensor(rng.permutation(total), device=device)[number]
+                for start in range(0, total, size):
+                    rows = ((place >= start) & (place < start + size)).nonzero()[:, 0]
+                    weight = 1 / min(size, total - start)
                     logits = policy.logits(seen[rows])
                     eligible, picks = seen.eligible[rows], rollout.picks[rows]
                     log_prob = policy.distribution.log_prob(logits, eligible, picks)
-                    entropy = (policy.distribution.entropy(logits, eligible, picks) / eligible.sum(dim=1)).mean()
+                    entropies = policy.distribution.entropy(logits, eligible, picks) / eligible.sum(dim=1)
+                    entropy = entropies.sum() * weight
                     loss, metrics = ppo_loss(
                         log_prob, rollout.log_prob[rows], advantage[rows], critic(seen[rows]), target[rows],
-                        config.clip, config.value_weight,
+                        weight, config.clip, config.value_weight,
                     )  # fmt: skip
                     optimizer.zero_grad()
                     (loss - config.entropy_bonus * entropy).backward()
+                    processes.sum_gradients(parameters)
                     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
                     optimizer.step()
-                    metrics |= {"entropy": entropy.detach(), "gradient_norm": norm}
+                    metrics["entropy"] = entropy.detach()
+                    norms.append(norm.item())
                     log.append({name: value.item() for name, value in metrics.items()})
 
-            means = {name: sum(row[name] for row in log) / len(log) for name in log[0]} | {
-                "reward": rollout.reward.mean().item(),
-                "accuracy": rollout.correct.float().mean().item(),
-                "nfe": rollout.nfe.float().mean().item(),
-                "set_size": (rollout.picks > 0).sum(dim=1).float().mean().item(),
-                "explained_variance": explained.item(),
+            means = processes.sum({name: sum(row[name] for row in log) / len(log) for name in log[0]})
+            sums = processes.sum({
+                "reward": rollout.reward.sum(),
+                "correct": rollout.correct.sum(),
+                "nfe": rollout.nfe.sum(),
+                "picked": (rollout.picks > 0).sum(),
+            })  # fmt: skip
+            means |= {
+                "reward": sums["reward"] / config.episodes,
+                "accuracy": sums["correct"] / config.episodes,
+                "nfe": sums["nfe"] / config.episodes,
+                "set_size": sums["picked"] / total,
+                "explained_variance": 1 - error**2 / (spread**2 + 1e-8),
+                "gradient_norm": sum(norms) / len(norms),
                 "learning_rate": rate,
-                "forwards": int(rollout.nfe.sum()),
+                "forwards": int(sums["nfe"]),
                 "seconds": time.perf_counter() - since,
             }
             run.record(means, problems)
-        policy.save(run.folder / "policy", trained_in=vars(config.env))
-        untrained = make_policy_network(config.policy, config.seed, device)
-        run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "PPO": policy}))
+        if run.main:
+            policy.save(run.folder / "policy", trained_in=vars(config.env))
+            untrained = make_policy_network(config.policy, config.seed, device)
+            run.finish(report(run.folder, config.report, config.env, {"untrained": untrained, "PPO": policy}))
     return run.folder

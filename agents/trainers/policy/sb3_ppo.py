@@ -28,7 +28,7 @@ from dllm_gym.agents.samplers.policy import Critic, PolicyConfig, UnmaskingPolic
 from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_network
-from dllm_gym.agents.trainers.processes import own_threads
+from dllm_gym.agents.trainers.processes import alone, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.envs.sb3 import SB3VecEnv
@@ -174,6 +174,7 @@ class _RunCallback(BaseCallback):
 @own_threads
 def train(config: SB3PPOConfig) -> Path:
     """Train, then compare with the heuristics on held-out problems. Returns the run's folder."""
+    alone("sb3-ppo")
     at_least_one(config, "steps", "batch_size", "epochs")
     check_common(config)
     env = make_env(config.env)
