@@ -6,6 +6,7 @@ Arrays are torch tensors inside the project; the environments turn them into Num
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,49 @@ class Canvas:
         return _put(self, rows, part)
 
 
+CONFIDENCES = ("untempered", "tempered")
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """How tokens are drawn from the denoiser's logits, and what it then says of its confidence."""
+
+    temperature: float = 0.0
+    """0 takes the argmax, else tokens are drawn from softmax(logits / temperature)."""
+    top_p: float = 1.0
+    """Only the most probable tokens are drawn, as few as have this probability together; in (0, 1]."""
+    top_k: int | None = None
+    """Only this many of the most probable tokens are drawn; None: all."""
+    confidence: str = "untempered"
+    """Whose probabilities and entropy are shown: "untempered", of softmax(logits); or "tempered", of the distribution
+    that tokens are drawn from."""
+    end_token_penalty: float = 0.0
+    """Subtracted from the logit of the token that fills a canvas after its end, before everything else; 0 or more.
+    Other end tokens, such as LLaDA's <|eot_id|>, keep theirs."""
+    end_tokens_last: bool = False
+    """Whether confidence is 0 where the token to be written ends a completion."""
+
+    def check(self) -> None:
+        """Refuse values out of range. Raises ValueError."""
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: must be 0 (argmax) or more, and finite.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be above 0, and at most 1 (all tokens).")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k}: must be 1 or more, or None (all tokens).")
+        if self.confidence not in CONFIDENCES:
+            raise ValueError(f"confidence={self.confidence!r}: must be 'untempered' or 'tempered'.")
+        if not 0 <= self.end_token_penalty < math.inf:
+            raise ValueError(
+                f"end_token_penalty={self.end_token_penalty}: must be 0 or more, and finite; 1e9 never writes it."
+            )
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return self.top_p < 1 or self.top_k is not None
+
+
 @dataclass
 class Prediction:
     """What the denoiser says of every completion position of a canvas, given all that is unmasked."""
@@ -91,11 +135,11 @@ class Prediction:
     probability: Tensor
     """``[B, L]`` float32: untempered probability of ``token``."""
     draw_log_prob: Tensor
-    """``[B, L]`` float32: log-probability with which ``token`` was drawn, at the temperature; 0 for the argmax."""
+    """``[B, L]`` float32: log-probability with which ``token`` was drawn; 0 for the argmax."""
     confidence: Tensor
-    """``[B, L, k]`` float32: the k highest probabilities, descending."""
+    """``[B, L, k]`` float32: the k highest probabilities, descending; see `TokenSampling`."""
     entropy: Tensor
-    """``[B, L]`` float32: entropy in nats."""
+    """``[B, L]`` float32: entropy in nats, of the same distribution."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from contextlib import nullcontext
@@ -10,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from dllm_gym.agents.environment import EnvConfig
 from dllm_gym.eval.command import Failed, one_line, run
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
+from dllm_gym.eval.presets import load_preset
 from dllm_gym.eval.results import ResultsFile
 from dllm_gym.eval.tables import print_cells
 from dllm_gym.extras import needs
@@ -25,6 +28,8 @@ COMMANDS = {
     "report": ("dllm_gym.eval.report.page", "ReportConfig", "report"),
 }
 """Subcommand -> module, its config and its function."""
+EVERY_PROBLEM = 1_000_000
+"""More than any test split has: published scores are means over the whole of it."""
 
 
 @dataclass
@@ -39,6 +44,8 @@ class EvalConfig(CellConfig):
     """A heuristic with its arguments, for example ``threshold:threshold=0.9``; Metropolis-Hastings, for example
     ``metropolis:alpha=4,steps=16`` with ``--env.temperature 1``; or the folder of a trained policy. Repeat the flag for
     each sampler."""
+    preset: str | None = None
+    """A published setting, which the other flags change; docs/published-settings.md lists them."""
     output: Path | None = None
     """Results file (.jsonl). An existing one is continued: its finished problems are not evaluated again."""
 
@@ -50,7 +57,18 @@ def main(argv: list[str] | None = None) -> int:
         name, config, function = COMMANDS[arguments[0]]
         module = importlib.import_module(name)
         return run(f"dllm-eval {arguments[0]}", getattr(module, config), getattr(module, function), arguments[1:])
-    return run("dllm-eval", EvalConfig, _evaluate, arguments)
+    return run("dllm-eval", EvalConfig, _evaluate, arguments, partial(_default, arguments))
+
+
+def _default(flags: list[str]) -> EvalConfig:
+    """What flags that are not given mean: the settings of ``--preset``, if there is one."""
+    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    known.add_argument("--preset", nargs="?")
+    name = known.parse_known_args(flags)[0].preset
+    if name is None:
+        return EvalConfig()
+    preset = load_preset(name)
+    return EvalConfig(sampler=(preset.sampler,), env=EnvConfig(**preset.env), problems=EVERY_PROBLEM, preset=name)
 
 
 def _evaluate(config: EvalConfig) -> None:
@@ -81,6 +99,9 @@ def _evaluate(config: EvalConfig) -> None:
     if not cells:
         raise next(iter(errors.values()))
     print_cells(cells)
+    if config.preset:
+        preset = load_preset(config.preset)
+        print(f"published: {preset.scores}\nsource: {preset.source}\npublished otherwise: {preset.differs}")
     if config.output:
         print(f"results: {config.output}")
     if errors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from dllm_gym.extras import needs
 
@@ -24,13 +25,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def run(prog: str, config_type: type, function: Callable, argv: list[str] | None) -> int:
-    """Call a function with the config that the flags give. Returns the exit code.
+def run(
+    prog: str, config_type: type, function: Callable, argv: list[str] | None, default: Callable[[], Any] | None = None
+) -> int:
+    """Call a function with the config that the flags give, or else what ``default`` makes. Returns the exit code.
 
     A mistake is one line and 2, `Failed` a line for each piece and 1, Ctrl-C 130.
     """
     try:
-        function(tyro.cli(config_type, prog=prog, args=argv))
+        defaults = {"default": default()} if default else {}
+        function(tyro.cli(config_type, prog=prog, args=argv, **defaults))
     except Failed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

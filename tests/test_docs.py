@@ -12,6 +12,7 @@ from dllm_gym.agents.cli import ALGORITHMS
 from dllm_gym.agents.samplers.heuristics import HEURISTICS
 from dllm_gym.agents.samplers.spec import SAMPLERS
 from dllm_gym.envs.__main__ import page
+from dllm_gym.eval.presets import table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,6 +21,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_the_environments_page_is_their_docstrings():
     """Made by ``python -m dllm_gym.envs > docs/environment.md``."""
     assert (ROOT / "docs/environment.md").read_text() == f"{page()}\n"
+
+
+def test_the_table_of_presets_is_their_file():
+    """Made by ``python -m dllm_gym.eval.presets``."""
+    assert (ROOT / "docs/published-settings.md").read_text().endswith(f"\n\n{table()}\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -40,6 +40,11 @@ def decode(
     gen_length: int,
     block_length: int | None = None,
     temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    end_token_penalty: float = 0.0,
+    end_tokens_last: bool = False,
+    confidence: str = "untempered",
     cache: str = "auto",
     stop_at_eos: bool = True,
     num_rows: int = 32,
@@ -57,6 +62,7 @@ def decode(
         block_length: blocks are decoded left to right; must divide L. None means the denoiser's own block if it has
             one, else L.
         temperature: sampling temperature; 0 takes the argmax.
+        top_p, top_k, end_token_penalty, end_tokens_last, confidence: see `dllm_gym.types.TokenSampling`.
         cache: keys and values kept between forward passes: "none", "prompt", "prefix", "dual", or "auto", what is
             exact for the denoiser. See ``docs/caches.md``.
         stop_at_eos: fill the masked positions after the end of a text at no cost.
@@ -77,6 +83,11 @@ def decode(
         gen_length=gen_length,
         block_length=block_length,
         temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        end_token_penalty=end_token_penalty,
+        end_tokens_last=end_tokens_last,
+        confidence=confidence,
         cache=cache,
         stop_at_eos=stop_at_eos,
         confidence_k=policy.confidence_k,

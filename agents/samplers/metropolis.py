@@ -102,9 +102,15 @@ class Metropolis:
 
     def check(self, episodes: Episodes) -> None:
         """Refuse episodes that give no chain. Raises ValueError."""
-        if episodes.temperature <= 0:
+        sampling = episodes.sampling
+        if sampling.temperature <= 0:
             raise ValueError(
-                f"temperature={episodes.temperature}: proposals at temperature 0 are all the same; give 1.0."
+                f"temperature={sampling.temperature}: proposals at temperature 0 are all the same; give 1.0."
+            )
+        if sampling.leaves_out or sampling.end_token_penalty or sampling.end_tokens_last:
+            raise ValueError(
+                "top_p, top_k, end_token_penalty and end_tokens_last: Metropolis-Hastings needs proposals from the "
+                "denoiser's own distribution; leave them out."
             )
 
     def run(self, episodes: Episodes, problems: Indices) -> Chains:
@@ -279,7 +285,7 @@ def propose(
     while len(rows := (session.canvas.masked & inside).any(dim=1).nonzero()[: episodes.num_rows, 0]):
         shape = (len(rows), canvas.tokens.shape[1])
         uniforms = torch.as_tensor(rng.random(shape, dtype=np.float32), device=rows.device)
-        seen, prediction = session.observe(rows, episodes.confidence_k, episodes.temperature, uniforms)
+        seen, prediction = session.observe(rows, episodes.confidence_k, episodes.sampling, uniforms)
         drawn = torch.as_tensor(rng.random((len(rows), shape[1] + 1), dtype=np.float32), device=rows.device)
         picks, _ = sampler.choose(seen, uniforms=drawn)
         written = decoding.with_best(picks > 0, seen) & seen.eligible

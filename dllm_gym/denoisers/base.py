@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dllm_gym.types import Canvas, Prediction, Score
+from dllm_gym.decoding.sampling import draw, drawing_logits
+from dllm_gym.types import Canvas, Prediction, Score, TokenSampling
 
 CHUNK = 1 << 24
 """Logits (positions x vocabulary) that stand in float32 at any one time: 64 MiB."""
+
+ARGMAX = TokenSampling()
 
 
 class Denoiser(ABC):
@@ -112,7 +115,7 @@ class Denoiser(ABC):
         self,
         canvas: Canvas,
         k: int = 1,
-        temperature: float = 0.0,
+        sampling: TokenSampling = ARGMAX,
         uniforms: Tensor | None = None,
         *,
         at: Tensor | None = None,
@@ -126,9 +129,10 @@ class Denoiser(ABC):
         Args:
             canvas: B rows of L positions.
             k: probabilities per position.
-            temperature: 0 for the argmax, else tokens are drawn from softmax(logits / temperature).
-            uniforms: ``[B, L]`` float32 in [0, 1), needed when temperature > 0: one number per position, read off the
-                inverse distribution function, so that a row's draw does not depend on the rows beside it.
+            sampling: how tokens are drawn. Its penalty for the end token changes the logits themselves, so that it is
+                in all probabilities here.
+            uniforms: ``[B, L]`` float32 in [0, 1), needed at a temperature above 0: one number per position, read off
+                the inverse distribution function, so that a row's draw does not depend on the rows beside it.
             at: ``[B, L]`` bool, the masked positions to predict; None: all of them.
             encode: the forward pass, which may remember earlier ones; None: `features`.
 
@@ -143,25 +147,34 @@ class Denoiser(ABC):
         rows, columns = at.nonzero(as_tuple=True)
         features = (encode or self.features)(canvas, at)
         drawn_at = None
-        if temperature > 0:
+        if sampling.temperature > 0:
             if uniforms is None:
-                raise ValueError(f"temperature={temperature}: tokens are drawn, give uniforms, [B, L] in [0, 1).")
+                raise ValueError(
+                    f"temperature={sampling.temperature}: tokens are drawn, give uniforms, [B, L] in [0, 1)."
+                )
             drawn_at = uniforms[rows, columns]
+        if sampling.end_tokens_last:
+            ends = torch.tensor(sorted(self.eos_token_ids), device=features.device)
         parts = []
         for start, size in self._chunks(len(features)):
             logits = self.head(features[start : start + size]).float()
             logits[:, self.mask_token_id] = -torch.inf
-            probability = logits.softmax(dim=-1)
-            top = probability.topk(k, dim=-1)
-            entropy = -torch.xlogy(probability, probability).sum(dim=-1)
-            token, draw_log_prob = top.indices[:, 0], torch.zeros_like(entropy)
+            if sampling.end_token_penalty:
+                logits[:, self.eos_token_id] -= sampling.end_token_penalty
+            shown = probability = logits.softmax(dim=-1)
+            if drawn_at is not None or sampling.confidence == "tempered":
+                drawing = drawing_logits(logits, sampling)
+                if sampling.confidence == "tempered":
+                    shown = drawing.softmax(dim=-1)
+            top = shown.topk(k, dim=-1)
+            entropy = -torch.xlogy(shown, shown).sum(dim=-1)
+            token, draw_log_prob, confidence = top.indices[:, 0], torch.zeros_like(entropy), top.values
             if drawn_at is not None:
-                tempered = logits / temperature
-                cumulative = tempered.softmax(dim=-1).cumsum(dim=-1)
-                drawn = drawn_at[start : start + size, None] * cumulative[:, -1:]
-                token = torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp(max=self.vocab_size - 1)
-                draw_log_prob = tempered.gather(1, token[:, None])[:, 0] - tempered.logsumexp(dim=-1)
-            parts.append((token, probability.gather(1, token[:, None])[:, 0], draw_log_prob, top.values, entropy))
+                token = draw(drawing, drawn_at[start : start + size])
+                draw_log_prob = drawing.gather(1, token[:, None])[:, 0] - drawing.logsumexp(dim=-1)
+            if sampling.end_tokens_last:
+                confidence = confidence.masked_fill(torch.isin(token, ends)[:, None], 0.0)
+            parts.append((token, probability.gather(1, token[:, None])[:, 0], draw_log_prob, confidence, entropy))
         if not all(part[-1].isfinite().all() for part in parts):
             raise FloatingPointError(self.not_finite(canvas))
 

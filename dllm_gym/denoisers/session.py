@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dllm_gym import decoding
-from dllm_gym.denoisers.base import Denoiser
-from dllm_gym.types import Action, Canvas, Indices, Observation, Prediction
+from dllm_gym.denoisers.base import ARGMAX, Denoiser
+from dllm_gym.types import Action, Canvas, Indices, Observation, Prediction, TokenSampling
 
 EVERY = slice(None)
 """All rows."""
@@ -87,7 +87,11 @@ class DecodingSession:
         self._memory.forget(index)
 
     def observe(
-        self, rows: Tensor | slice = EVERY, k: int = 1, temperature: float = 0.0, uniforms: Tensor | None = None
+        self,
+        rows: Tensor | slice = EVERY,
+        k: int = 1,
+        sampling: TokenSampling = ARGMAX,
+        uniforms: Tensor | None = None,
     ) -> tuple[Observation, Prediction]:
         """One forward pass for some rows: what a sampler sees of them, and the prediction behind it.
 
@@ -96,7 +100,7 @@ class DecodingSession:
 
         Args:
             rows: their indices, ascending; all unless given.
-            k, temperature, uniforms: as in `Denoiser.predict`.
+            k, sampling, uniforms: as in `Denoiser.predict`.
 
         Raises:
             FloatingPointError: as `Denoiser.predict`.
@@ -108,7 +112,7 @@ class DecodingSession:
         prediction = self.denoiser.predict(
             canvas,
             k,
-            temperature,
+            sampling,
             uniforms,
             at=canvas.masked if ahead else decoding.eligible(canvas.masked, self.block_length, offset),
             encode=lambda canvas, at: self._memory.encode(canvas, index, at),

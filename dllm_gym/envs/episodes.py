@@ -72,7 +72,7 @@ class Episodes:
         self.gen_length = cast(int, settings.gen_length)
         self.block_length = cast(int, settings.block_length)
         self.max_steps = cast(int, settings.max_steps)
-        self.temperature = settings.temperature
+        self.sampling = settings.sampling
         self.confidence_k = settings.confidence_k
         self.reward = get_reward(settings.reward)
         self.alpha = settings.alpha
@@ -136,10 +136,10 @@ class Episodes:
         whole = bool(rows.all())
         index: slice | Tensor = slice(None) if whole else torch.as_tensor(np.flatnonzero(rows), device=self.device)
         uniforms = None
-        if self.temperature > 0:
+        if self.sampling.temperature > 0:
             drawn = [self.rngs[row].random(self.gen_length, dtype=np.float32) for row in np.flatnonzero(rows)]
             uniforms = torch.as_tensor(np.stack(drawn), device=self.device)
-        seen, _ = self.session.observe(index, self.confidence_k, self.temperature, uniforms)
+        seen, _ = self.session.observe(index, self.confidence_k, self.sampling, uniforms)
         self.observation = seen if isinstance(index, slice) else self.observation.put(index, seen)
         return self.observation
 

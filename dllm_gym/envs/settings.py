@@ -15,6 +15,7 @@ from typing import cast
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.rewards import Reward, get_reward
 from dllm_gym.tasks.base import Task
+from dllm_gym.types import TokenSampling
 
 
 @dataclass(kw_only=True)
@@ -39,6 +40,16 @@ class EnvSettings:
     """Blocks are decoded left to right; must divide L. None means the denoiser's own block if it has one, else L."""
     temperature: float = 0.0
     """Sampling temperature; 0 takes the argmax."""
+    top_p: float = 1.0
+    """Draw only the most probable tokens, as few as have this probability together; 1 draws from all."""
+    top_k: int | None = None
+    """Draw only this many of the most probable tokens; None draws from all."""
+    end_token_penalty: float = 0.0
+    """Subtracted from the logit of the end token that fills a canvas, before all else; 1e9 never writes it."""
+    end_tokens_last: bool = False
+    """Show confidence 0 where the token to be written ends the completion, so that samplers take it last."""
+    confidence: str = "untempered"
+    """"untempered": probabilities and entropy of softmax(logits); "tempered": of what tokens are drawn from (Dream)."""
     confidence_k: int = 1
     """k, the number of highest probabilities shown per position."""
     reward: str | Reward = "multiplicative"
@@ -58,10 +69,14 @@ class EnvSettings:
     dtype: str = "auto"
     """The denoiser's: "auto" (bfloat16 on CUDA, float32 on a CPU), "float32", "bfloat16" or "float16"."""
 
+    @property
+    def sampling(self) -> TokenSampling:
+        """How tokens are drawn."""
+        return TokenSampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TokenSampling)})
+
     def check(self) -> None:
         """Refuse values that no task and no denoiser could use. Raises ValueError."""
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature}: must be 0 (argmax) or more, and finite.")
+        self.sampling.check()
         if not math.isfinite(self.alpha):
             raise ValueError(f"alpha={self.alpha}: must be a finite number.")
         if self.empty_action not in ("best", "noop"):

@@ -14,7 +14,7 @@ from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.pretrained import DTYPES, PretrainedDenoiser
 from dllm_gym.denoisers.session import DecodingSession
-from dllm_gym.types import Action, Canvas, Score
+from dllm_gym.types import Action, Canvas, Score, TokenSampling
 
 SPECIAL = {"mask_token": "<mask>", "eos_token": "<eos>", "pad_token": "<pad>"}
 
@@ -112,7 +112,7 @@ def decode(denoiser: Denoiser, prompts: list[Tensor], length: int, steps: int) -
     policy = make_policy("confidence", k=math.ceil(length / steps))
     while session.canvas.masked.any():
         uniforms = torch.rand(session.canvas.tokens.shape, device=denoiser.device)
-        observation, _ = session.observe(temperature=1.0, uniforms=uniforms)
+        observation, _ = session.observe(sampling=TokenSampling(1.0), uniforms=uniforms)
         session.commit(observation, Action.unmasking(policy(observation)))
     return session.canvas.tokens
 

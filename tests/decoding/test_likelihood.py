@@ -12,7 +12,7 @@ from torch.nn.functional import dropout
 from dllm_gym import decoding, load_denoiser, make_task
 from dllm_gym.decoding import likelihood
 from dllm_gym.denoisers import base
-from dllm_gym.types import Canvas
+from dllm_gym.types import Canvas, TokenSampling
 
 # Likelihood surrogates
 
@@ -133,7 +133,7 @@ def test_score_is_the_log_softmax_and_the_centred_logit(early, masked_canvas, te
 def test_what_is_drawn_is_scored_at_the_same_temperature(early, masked_canvas):
     canvas = masked_canvas[0]
     uniforms = torch.rand(canvas.masked.shape, generator=seeded(3))
-    drawn = early.predict(canvas, temperature=0.7, uniforms=uniforms)
+    drawn = early.predict(canvas, sampling=TokenSampling(0.7), uniforms=uniforms)
     score = early.score(canvas, drawn.token, canvas.masked, 0.7)
     torch.testing.assert_close(score.log_prob, drawn.draw_log_prob, atol=1e-4, rtol=0)
     assert score.log_prob.min() < -1, "not all were certain"

@@ -16,7 +16,7 @@ from dllm_gym import load_denoiser
 from dllm_gym.denoisers import cache as cache_module
 from dllm_gym.denoisers.pretrained import PretrainedDenoiser
 from dllm_gym.denoisers.session import DecodingSession
-from dllm_gym.types import Action
+from dllm_gym.types import Action, TokenSampling
 
 WRITERS = {"llada": write_llada, "dream": write_dream, "sdar": write_qwen}
 LENGTHS = [5, 11, 2, 9, 7, 1, 12, 6, 3]
@@ -60,7 +60,7 @@ def play(
         steps = session.canvas.steps[active].tolist()
         rngs = [np.random.default_rng([owner[row], step]) for row, step in zip(active.tolist(), steps, strict=True)]
         uniforms = torch.as_tensor(np.stack([rng.random(length, dtype=np.float32) for rng in rngs]))
-        observation, _ = session.observe(active, 2, temperature, uniforms)
+        observation, _ = session.observe(active, 2, TokenSampling(temperature), uniforms)
         wanted = torch.as_tensor(np.stack([rng.random(length) < 0.4 for rng in rngs]))
         first = observation.eligible & (observation.eligible.cumsum(dim=1) == 1)
         session.commit(observation, Action.unmasking(wanted | first), active)
@@ -130,7 +130,7 @@ def test_a_token_taken_back_is_seen_by_all_that_follow(folders):
         back[0, 1] = True  # of the first block
         observation, _ = session.observe()
         session.commit(observation, Action(observation.eligible, back))
-        observation, _ = session.observe(temperature=5.0, uniforms=torch.full((1, 12), 0.99))
+        observation, _ = session.observe(sampling=TokenSampling(5.0), uniforms=torch.full((1, 12), 0.99))
         session.commit(observation, Action.unmasking(observation.eligible))
         back[0, 9] = True
         seen[cache] = [observation.confidence, session.canvas.tokens]

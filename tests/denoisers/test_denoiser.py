@@ -8,7 +8,7 @@ from scripted import MASK, VOCABULARY, A, B, C, ScriptedDenoiser
 
 from dllm_gym import decoding, load_denoiser, make_task
 from dllm_gym.denoisers import base
-from dllm_gym.types import Canvas
+from dllm_gym.types import Canvas, TokenSampling
 
 LENGTH = 24
 
@@ -52,7 +52,8 @@ def draw(table_row: list[float], uniforms: torch.Tensor, temperature: float):
     """Predictions of one position for many uniforms."""
     n = len(uniforms)
     canvas = decoding.blank([torch.zeros(0, dtype=torch.int64)] * n, 1, MASK)
-    return ScriptedDenoiser([table_row]).predict(canvas, k=2, temperature=temperature, uniforms=uniforms[:, None])
+    sampling = TokenSampling(temperature)
+    return ScriptedDenoiser([table_row]).predict(canvas, k=2, sampling=sampling, uniforms=uniforms[:, None])
 
 
 # Logits of the embedded denoiser
@@ -138,9 +139,9 @@ def test_nothing_to_predict(denoiser, canvas):
 @pytest.mark.parametrize("chunk", [1, 1000])
 def test_chunks_change_nothing(chunk, temperature, denoiser, canvas, monkeypatch):
     uniforms = torch.rand(canvas.masked.shape, generator=torch.Generator().manual_seed(1))
-    at_once = denoiser.predict(canvas, 3, temperature, uniforms)
+    at_once = denoiser.predict(canvas, 3, TokenSampling(temperature), uniforms)
     monkeypatch.setattr(base, "CHUNK", chunk)
-    in_chunks = denoiser.predict(canvas, 3, temperature, uniforms)
+    in_chunks = denoiser.predict(canvas, 3, TokenSampling(temperature), uniforms)
     assert torch.equal(at_once.token, in_chunks.token)
     assert all(close(at, vars(in_chunks)[name]) for name, at in vars(at_once).items())
 
@@ -189,15 +190,15 @@ def test_the_ends_of_the_unit_interval_draw_no_impossible_token(table):
 
 def test_a_low_temperature_is_the_argmax(denoiser, canvas):
     uniforms = torch.rand(canvas.masked.shape, generator=torch.Generator().manual_seed(2))
-    drawn, best = denoiser.predict(canvas, 1, 1e-3, uniforms), denoiser.predict(canvas)
+    drawn, best = denoiser.predict(canvas, 1, TokenSampling(1e-3), uniforms), denoiser.predict(canvas)
     sure = best.entropy < 0.1
     assert sure.any() and torch.equal(drawn.token[sure], best.token[sure])
 
 
 def test_a_draw_does_not_depend_on_other_rows(denoiser, canvas):
     uniforms = torch.rand(canvas.masked.shape, generator=torch.Generator().manual_seed(3))
-    together = denoiser.predict(canvas, 1, 1.5, uniforms)
-    back = denoiser.predict(canvas[[2, 0]], 1, 1.5, uniforms[[2, 0]])
+    together = denoiser.predict(canvas, 1, TokenSampling(1.5), uniforms)
+    back = denoiser.predict(canvas[[2, 0]], 1, TokenSampling(1.5), uniforms[[2, 0]])
     assert torch.equal(back.token, together.token[[2, 0]])
     assert (together.token != denoiser.predict(canvas).token).any()
     assert not (together.token == denoiser.mask_token_id).any()
@@ -250,4 +251,4 @@ def test_facts_that_decoding_relies_on(denoiser):
 def test_tokens_are_not_drawn_without_uniforms(scripted):
     canvas = decoding.blank([torch.tensor([1])], 4, scripted.mask_token_id)
     with pytest.raises(ValueError, match=r"temperature=0.5: .* give uniforms"):
-        scripted.predict(canvas, temperature=0.5)
+        scripted.predict(canvas, sampling=TokenSampling(0.5))

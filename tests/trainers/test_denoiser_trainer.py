@@ -358,7 +358,7 @@ def test_joint_trains_both_from_the_command_line(tmp_path, monkeypatch):
     rows = metrics_of(folder)
     kinds = [{name.split("/")[0] for name in row if "/" in name} for row in rows]
     assert kinds == [{"sampler"}, {"denoiser"}] * 2
-    settings = [(env[0].episodes.temperature, env[0].episodes.alpha) for env in envs]
+    settings = [(env[0].episodes.sampling.temperature, env[0].episodes.alpha) for env in envs]
     assert settings == [(0.0, 1.0), (1.0, 0.0)] * 2
     assert len({id(one.episodes.denoiser) for env in envs for one in env}) == 1
     assert json.loads((folder / "config.json").read_text())["denoiser"]["score"] == "centred-logit"

@@ -104,7 +104,9 @@ def test_grpo_loss_by_hand():
 def test_ppo_loss_by_hand():
     ratio, advantage = tensor(1.1, 1.5, 1.5, 0.5), tensor(1, 1, -1, -1)
     value, target = tensor(0, 1, 0, 0), tensor(0, 0, 2, 0)
-    loss, metrics = ppo_loss(ratio.log() - 2, tensor(*[-2] * 4), advantage, value, target, weight=1 / 4, clip=0.2, value_weight=0.5)
+    loss, metrics = ppo_loss(
+        ratio.log() - 2, tensor(*[-2] * 4), advantage, value, target, weight=1 / 4, clip=0.2, value_weight=0.5
+    )
     policy_loss, value_loss = -(1.1 + 1.2 - 1.5 - 0.8) / 4, 5 / 4
     assert loss.item() == pytest.approx(policy_loss + 0.5 * value_loss)
     assert metrics["policy_loss"].item() == pytest.approx(policy_loss)
@@ -160,7 +162,9 @@ def update_of(rollout: Rollout, advantage: torch.Tensor, **changes) -> tuple[Unm
     policy = tiny_policy()
     config = GRPOConfig(**{"group": 2, "experts": (0.65,), "inner_iterations": 1, "max_grad_norm": 1e9} | changes)
     expert = torch.arange(len(rollout)) >= 6
-    return policy, update(policy, torch.optim.SGD(policy.parameters(), lr=0.02), rollout, advantage, expert, config, Processes())
+    return policy, update(
+        policy, torch.optim.SGD(policy.parameters(), lr=0.02), rollout, advantage, expert, config, Processes()
+    )
 
 
 def test_update_adds_up_over_microbatches(rollout):
