@@ -17,7 +17,7 @@ agents.evaluation
 agents.trainers
 agents.trainers.policy agents.trainers.denoiser
 agents.trainers.joint agents.cli
-eval.command eval.metrics eval.results
+eval.command eval.metrics eval.presets eval.results
 eval.film eval.tables
 eval.evaluate eval.compare
 eval.report eval.experiments eval.benchmarks

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Items = TypeVar("Items", np.ndarray, Tensor)
 
 
 class Processes:
@@ -36,7 +38,7 @@ class Processes:
         self.count = accelerator.num_processes if accelerator else 1
         self.main = self.rank == 0
 
-    def own(self, items: np.ndarray) -> np.ndarray:
+    def own(self, items: Items) -> Items:
         """This process's share of what all of them have drawn alike."""
         return items[self.rank :: self.count]
 
@@ -61,7 +63,7 @@ class Processes:
             return flag
         return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def sum(self, values: dict[str, Tensor | float]) -> dict[str, float]:
+    def sum(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
         """The sums over all processes of scalars; all must ask, for the same names."""
         if self._accelerator is None:
             return {name: float(value) for name, value in values.items()}
@@ -72,7 +74,7 @@ class Processes:
         """Replace every gradient with its sum over all processes; all must ask. The sums are alike bit for bit."""
         if self._accelerator is None:
             return
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = self._accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="sum")
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
