@@ -26,19 +26,28 @@ ALGORITHMS = {
     "sft": ("dllm_gym.agents.trainers.sft", "SFTConfig"),
 }
 """Subcommand -> module with `train(config)`, and its config."""
+USAGE = f"""usage: train_policy.py {{{",".join(ALGORITHMS)}}} [--help] [flags]
+       train_policy.py push RUN OWNER/NAME"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``dllm-train ALGORITHM [flags]``. Returns the exit code: 2 for a mistake in what was given."""
+    """``dllm-train ALGORITHM [flags]``, or ``dllm-train push RUN owner/name``.
+
+    Returns the exit code: 2 for a mistake in what was given.
+    """
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] not in ALGORITHMS:
+    if not arguments or arguments[0] not in (*ALGORITHMS, "push"):
         wanted = arguments and arguments[0] not in ("-h", "--help")
         print(f"error: unknown algorithm {arguments[0]!r}.\n" if wanted else "", end="", file=sys.stderr)
-        print(f"usage: train_policy.py {{{','.join(ALGORITHMS)}}} [--help] [flags]")
+        print(USAGE)
         return 2 if wanted or not arguments else 0
     name, flags = arguments[0], arguments[1:]
     try:
-        importlib.import_module(ALGORITHMS[name][0]).train(parse(name, flags))
+        if name == "push":
+            module = importlib.import_module("dllm_gym.agents.push")
+            module.push(tyro.cli(module.PushConfig, prog="train_policy.py push", args=flags))
+        else:
+            importlib.import_module(ALGORITHMS[name][0]).train(parse(name, flags))
     except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         if os.environ.get("DLLM_GYM_TRACEBACK"):
             raise

@@ -45,7 +45,7 @@ def error_line(capsys) -> str:
 def test_usage_names_every_algorithm(flags, code, capsys):
     assert main(flags) == code
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ALGORITHMS) and len(shown.splitlines()) == 1
+    assert all(name in shown for name in ALGORITHMS) and len(shown.splitlines()) == 2
 
 
 def test_unknown_algorithm(capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROOMS = """
-dllm_gym.types dllm_gym.extras dllm_gym.names dllm_gym.files dllm_gym.oracle_joint dllm_gym.registration
+dllm_gym.types dllm_gym.extras dllm_gym.names dllm_gym.files dllm_gym.hub dllm_gym.oracle_joint dllm_gym.registration
 dllm_gym.rendering dllm_gym.rewards dllm_gym.decoding
 dllm_gym.verify
 dllm_gym.tasks dllm_gym.denoisers
@@ -17,6 +17,7 @@ agents.evaluation
 agents.trainers
 agents.trainers.policy agents.trainers.denoiser
 agents.trainers.joint agents.cli
+agents.push
 eval.command eval.metrics eval.presets eval.results
 eval.film eval.tables
 eval.evaluate eval.compare

@@ -24,6 +24,7 @@ from dllm_gym.agents.samplers.base import without_log_prob
 from dllm_gym.agents.samplers.distributions import DISTRIBUTIONS
 from dllm_gym.decoding import with_best
 from dllm_gym.files import written
+from dllm_gym.hub import download, is_hub_id
 from dllm_gym.types import Observation
 
 
@@ -224,10 +225,17 @@ class Critic(nn.Module):
 def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> UnmaskingPolicy:
     """A trained policy from the folder that a run or `UnmaskingPolicy.save` wrote, on the device of its environment.
 
+    Args:
+        folder: or a hub id, "owner/name", which is downloaded once.
+        device: of the environment.
+
     Raises:
         ValueError: no such folder, or its files are not a policy or do not fit each other.
+        FileNotFoundError: a hub id that cannot be had.
     """
-    folder = Path(folder)
+    name, folder = str(folder), Path(folder)
+    if not folder.is_dir() and is_hub_id(name):
+        folder = download(f"policy={name!r}", name, ["config.json", "policy.safetensors"])
     path = folder / "policy" if (folder / "policy").is_dir() else folder
     try:
         config = PolicyConfig(**json.loads((path / "config.json").read_text())["policy"])
@@ -238,7 +246,7 @@ def load_policy(folder: str | Path, device: str | torch.device = "cpu") -> Unmas
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"policy={str(folder)!r}: must be a folder with config.json and policy.safetensors "
+            f"policy={name!r}: must be a folder with config.json and policy.safetensors "
             f"({type(error).__name__}: {reason})."
         ) from error
     return policy.eval().to(device)

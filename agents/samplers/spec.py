@@ -13,13 +13,14 @@ from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.heuristics import HEURISTICS, Heuristic, make_policy
 from dllm_gym.agents.samplers.metropolis import Metropolis
 from dllm_gym.agents.samplers.policy import load_policy
+from dllm_gym.hub import is_hub_id
 from dllm_gym.names import find, hint
 
 SAMPLERS: dict[str, type[Heuristic] | type[Metropolis]] = HEURISTICS | {"metropolis": Metropolis}
 
 
 def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -> Sampler | Metropolis:
-    """A heuristic's name with arguments (``threshold:threshold=0.9``), or the folder of a trained policy, for a device.
+    """A heuristic's name with arguments (``threshold:threshold=0.9``), or the folder or hub id of a trained policy.
 
     Also ``metropolis:alpha=4,steps=16``, which makes whole completions.
 
@@ -49,9 +50,9 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
 def canonical(text: str) -> str:
     """A sampler as text in its usual spelling. Raises ValueError: neither a heuristic's name nor a folder."""
     name, colon, rest = text.partition(":")
-    if name not in SAMPLERS and Path(text).is_dir():
+    if name not in SAMPLERS and (Path(text).is_dir() or is_hub_id(text)):
         return text
-    others = ", with arguments as in threshold:threshold=0.9, or the folder of a trained policy"
+    others = ", with arguments as in threshold:threshold=0.9, or the folder or hub id of a trained policy"
     return find(name, SAMPLERS, "sampler", others) + colon + rest
 
 

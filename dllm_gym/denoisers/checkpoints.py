@@ -10,7 +10,6 @@ Every function takes `given`, how the user named the checkpoint, to begin its er
 from __future__ import annotations
 
 import json
-import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,11 +18,13 @@ from torch import Tensor
 
 from dllm_gym.denoisers.attention import AttentionPattern
 from dllm_gym.denoisers.families import Family
+from dllm_gym.denoisers.layouts import SMALL, original_name
+from dllm_gym.hub import download, is_hub_id
 
 ASSETS = Path(__file__).parents[1] / "assets"
 EMBEDDED = {"embedded": ASSETS / "embedded", "embedded-early": ASSETS / "embedded-early"}
 
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+HUB_FILES = ["*.safetensors", *SMALL]
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 
@@ -130,11 +131,11 @@ def read_weights(given: str, folder: Path, model_class, config, names: dict[str,
         expected = model_class(config).state_dict()
     if config.tie_word_embeddings:
         del expected["lm_head.weight"]
-        head, embedding = (_original_name(f"{name}.weight", names) for name in ("lm_head", "model.embed_tokens"))
+        head, embedding = (original_name(f"{name}.weight", names) for name in ("lm_head", "model.embed_tokens"))
         both = head in found and embedding in found
         if both and not torch.equal(found.pop(head), found[embedding]):
             raise ValueError(f"{given}: config.json ties the head to the embedding, but {head} is another matrix.")
-    originals = {name: _original_name(name, names) for name in expected}
+    originals = {name: original_name(name, names) for name in expected}
     require_fit(given, "config.json", {originals[name]: weight for name, weight in expected.items()}, found)
     return {name: found[original] for name, original in originals.items()}
 
@@ -191,21 +192,12 @@ def quiet():
 
 
 def _download(given: str, name: str) -> Path:
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if not is_hub_id(name):
         raise FileNotFoundError(
             f"{given}: must be one of {sorted(EMBEDDED)}, a folder with config.json or {ADAPTER}, "
             f"or a hub id 'owner/name'."
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{given}: no such folder, and it cannot be downloaded from the hub ({type(error).__name__}: "
-            f"{_first_line(error)}). "
-            f"Download it where there is a network (`hf download {name}`) and give the folder."
-        ) from error
+    return download(given, name, HUB_FILES)
 
 
 def _weight_files(given: str, folder: Path) -> list[Path]:
@@ -220,12 +212,6 @@ def _weight_files(given: str, folder: Path) -> list[Path]:
     if absent := [name for name in shards if not (folder / name).is_file()]:
         raise ValueError(f"{given}: {len(absent)} of {len(shards)} shards are not there: {_some(absent)}.")
     return [folder / name for name in shards]
-
-
-def _original_name(name: str, names: dict[str, str]) -> str:
-    for ours, theirs in names.items():
-        name = name.replace(ours, theirs)
-    return name
 
 
 def _some(names: list[str], most: int = 4) -> str:

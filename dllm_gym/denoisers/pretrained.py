@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_gym.denoisers import checkpoints
+from dllm_gym.denoisers import checkpoints, layouts
 from dllm_gym.denoisers.attention import BIDIRECTIONAL, AttentionPattern, additive, count_positions
 from dllm_gym.denoisers.base import Denoiser, Memory, Recompute, TrainableDenoiser, inputs_of
 from dllm_gym.denoisers.cache import KeyValueCache
@@ -71,6 +71,8 @@ class PretrainedDenoiser(TrainableDenoiser):
         self.name = f"denoiser {model.name_or_path!r}"
         self.default_dataset = config.default_dataset
         self.shifted = config.shifted
+        self.originals: Path | None = None
+        """Folder with the small files of the published checkpoint that this is read from; None for others."""
         causal = config.attention_pattern == "block-causal"
         self.block_size = config.block_size if causal else None
         self.pattern = AttentionPattern(config.attention_pattern, self.block_size)
@@ -241,23 +243,43 @@ class PretrainedDenoiser(TrainableDenoiser):
             self.model = self.model.merge_and_unload().requires_grad_(False)
         return self
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, layout: str = "transformers") -> None:
         """Write a folder that `load_denoiser` takes: safetensors in the model's dtype, config and tokenizer.
 
         With an adapter: only the adapter, whose base is written down as the name or folder that it was loaded from.
 
+        Args:
+            folder: where.
+            layout: "transformers": as its own Llama, Qwen2 or Qwen3. "original": as the authors of the checkpoint
+                publish it, so that their code and serving engines load it; names of weights, config.json, tokenizer.
+
         Raises:
+            ValueError: the original layout of a denoiser that was not read from a published checkpoint.
             OSError: it cannot be written; a denoiser that was there is whole.
         """
+        layouts.check_layout(layout)
+        adapted = self.model is not self.causal_lm
+        for config in self.model.peft_config.values() if adapted else ():
+            config.base_model_name_or_path = self.causal_lm.name_or_path
+        if layout == "original":
+            if self.originals is None:
+                raise ValueError(
+                    f"layout={layout!r}: {self.name} was not read from a published checkpoint; leave the layout out."
+                )
+            with written(folder) as temporary, checkpoints.quiet():
+                temporary.mkdir()
+                if adapted:
+                    layouts.write_original_adapter(self.model, self.originals, temporary)
+                else:
+                    layouts.write_original(self.model, self.originals, temporary, self.block_size)
+            return
         with written(folder) as temporary, checkpoints.quiet():
-            if self.model is self.causal_lm:
-                self.model.save_pretrained(temporary)
-            else:
-                for config in self.model.peft_config.values():
-                    config.base_model_name_or_path = self.causal_lm.name_or_path
-                # peft would otherwise look the base up on the hub, to see whether its vocabulary has grown
-                self.model.save_pretrained(temporary, save_embedding_layers=False)
+            # peft would otherwise look the base up on the hub, to see whether its vocabulary has grown
+            options = {"save_embedding_layers": False} if adapted else {}
+            self.model.save_pretrained(temporary, **options)
             self.tokenizer.save_pretrained(temporary)
+            if self.originals and not adapted:
+                layouts.copy_small_files(self.originals, temporary / layouts.KEPT)
 
 
 def load_denoiser(
@@ -343,7 +365,9 @@ def load_denoiser(
             attn_implementation=attention,
         )
     model.name_or_path = source  # peft writes it into adapters
-    return PretrainedDenoiser(model, tokenizer)
+    denoiser = PretrainedDenoiser(model, tokenizer)
+    denoiser.originals = layouts.originals_of(folder, family)
+    return denoiser
 
 
 def _load_adapter(given: str, folder: Path, **options) -> PretrainedDenoiser:
@@ -371,6 +395,9 @@ def _load_adapter(given: str, folder: Path, **options) -> PretrainedDenoiser:
             raise ValueError(f"{given}: peft_type={raw['peft_type']!r} writes into the prompt; LoRA can be read.")
         config.inference_mode = True
         weights = checkpoints.read_safetensors(folder / "adapter_model.safetensors")
+        weights, modules = layouts.adapter_from_original(denoiser.model, denoiser.originals, weights)
+        if modules:
+            config.target_modules = modules
         model = get_peft_model(denoiser.model, config)
         expected = get_peft_model_state_dict(model, save_embedding_layers=False)
         checkpoints.require_fit(given, checkpoints.ADAPTER, expected, weights)

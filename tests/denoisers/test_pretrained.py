@@ -162,7 +162,7 @@ def test_the_embedded_denoiser_is_as_it_was(embedded):
     assert facts == (2, 1, {1}, "embedded") and not embedded.shifted
 
 
-def test_a_hub_id_is_a_folder_of_the_cache_without_code_or_pickle(folder, tmp_path, monkeypatch):
+def test_a_hub_id_is_a_folder_of_the_cache_without_pickle(folder, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         huggingface_hub,
@@ -170,7 +170,8 @@ def test_a_hub_id_is_a_folder_of_the_cache_without_code_or_pickle(folder, tmp_pa
         lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder,
     )
     add_adapter(load_denoiser("some-one/Some.Model-8B"), tmp_path / "adapter")
-    assert asked == [("some-one/Some.Model-8B", ["*.safetensors", "*.json", "*.txt", "*.jinja"])]
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"]
+    assert asked == [("some-one/Some.Model-8B", patterns)]
     load_denoiser(tmp_path / "adapter")
     assert len(asked) == 2 and asked[0] == asked[1]
 
