@@ -17,6 +17,11 @@ UNFINISHED = ".unfinished-"
 """What the names of files and folders begin with while they are written."""
 
 
+def unfinished(path: Path) -> Path:
+    """Where a file or folder is while it is written."""
+    return path.with_name(UNFINISHED + path.name)
+
+
 @contextlib.contextmanager
 def written(path: str | Path) -> Iterator[Path]:
     """Yields where to write a file or a folder; it comes to its place when all of it is on the disk.
@@ -27,10 +32,10 @@ def written(path: str | Path) -> Iterator[Path]:
         OSError: it cannot be written, for want of space for example. What there was before is whole.
     """
     path = Path(path)
-    temporary = path.with_name(UNFINISHED + path.name)
+    temporary = unfinished(path)
     _remove(temporary)
     try:
-        with _in_one_line(path):
+        with in_one_line(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             files = [file for file in (temporary, *temporary.rglob("*")) if file.is_file()]
@@ -56,7 +61,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def append(path: str | Path, line: str) -> None:
     """Add a line at the end of a text file. Raises OSError as `written`; half a line may then be there."""
-    with _in_one_line(Path(path)), open(path, "a", encoding="utf-8") as file:
+    with in_one_line(Path(path)), open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
@@ -83,14 +88,14 @@ def held(path: str | Path, what: str) -> Iterator[None]:
     holder = path.with_name(f"{path.name}-holder")
     lock = FileLock(path, timeout=0)
     try:
-        with _in_one_line(path):
+        with in_one_line(path):
             lock.acquire()
     except Timeout:
         raise ValueError(
             f"{what}: {_read_holder(holder)} is using it; wait until it has finished, or name another."
         ) from None
     try:
-        with _in_one_line(holder):
+        with in_one_line(holder):
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}", encoding="utf-8")
         yield
@@ -107,7 +112,8 @@ def _read_holder(holder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _in_one_line(path: Path) -> Iterator[None]:
+def in_one_line(path: Path) -> Iterator[None]:
+    """What the system says of a file that cannot be written, as an OSError of one line."""
     try:
         yield
     except Timeout:

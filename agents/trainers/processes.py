@@ -14,6 +14,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed.device_mesh import DeviceMesh
 
 Items = TypeVar("Items", np.ndarray, Tensor)
 
@@ -56,6 +57,19 @@ class Processes:
     def rng(self, seed: int, step: int) -> np.random.Generator:
         """This process's generator, which follows from (seed, step, rank): a resumed run needs no generator state."""
         return np.random.default_rng([seed, step, self.rank])
+
+    @functools.cached_property
+    def mesh(self) -> DeviceMesh:
+        """All processes, as torch's sharding names them."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(torch.device(self.device).type, (self.count,))
+
+    def most(self, number: int) -> int:
+        """The largest of the processes' numbers; all must ask."""
+        if self._accelerator is None:
+            return number
+        return int(self._accelerator.gather(torch.tensor([number], device=self.device)).max())
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; all must ask."""

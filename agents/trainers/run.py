@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from dllm_gym import __version__
 from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.processes import Processes
-from dllm_gym.files import append, held, remove_unfinished, write_text, written
+from dllm_gym.agents.trainers.sharding import ShardFiles, is_sharded, shard_file
+from dllm_gym.files import append, held, in_one_line, remove_unfinished, unfinished, write_text, written
 from dllm_gym.types import Indices
 
 KEPT = 2
@@ -195,23 +196,52 @@ class Run:
             raise FloatingPointError(f"step {step}: {', '.join(broken)} not finite; problems {indices}.")
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write checkpoint ``step`` and drop the oldest.
+        """Write checkpoint ``step`` and drop the oldest. Of sharded tensors, each process writes its part.
 
         Raises:
             OSError: it cannot be written; those before it are whole, and the run continues from them.
         """
-        if not self.main:
-            return
         tensors: dict[str, torch.Tensor] = {}
-        skeleton = _pack(state, "", tensors)
+        shards: dict[str, torch.Tensor] = {}
+        content: dict[str, Any] = {"step": step, "state": _pack(state, "", tensors, shards)}
         final = self.folder / f"checkpoint-{step:06d}"
+        if shards:
+            content["shards"] = self.processes.count
+        if not self.main:
+            if shards:
+                self._write_shard(unfinished(final), shards, None)
+            return
         with written(final) as temporary:
-            temporary.mkdir()
-            save_file(tensors, temporary / "state.safetensors")
-            (temporary / "state.json").write_text(json.dumps({"step": step, "state": skeleton}))
+            failed = None
+            try:
+                temporary.mkdir()
+                save_file(tensors, temporary / "state.safetensors")
+                (temporary / "state.json").write_text(json.dumps(content))
+            except Exception as error:
+                failed = error
+            if shards:
+                self._write_shard(temporary, shards, failed)
+            elif failed:
+                raise failed
             shutil.rmtree(final, ignore_errors=True)
         for old in _checkpoints(self.folder)[:-KEPT]:
             shutil.rmtree(old)
+
+    def _write_shard(self, folder: Path, shards: dict[str, torch.Tensor], failed: Exception | None) -> None:
+        """This process's part of a checkpoint, into a folder that the main process has made; all come here.
+
+        Raises:
+            Exception: ``failed``, or what went wrong here; OSError if it went wrong in another process.
+        """
+        self.processes.wait()
+        try:
+            if not failed:
+                with in_one_line(folder):
+                    save_file(shards, folder / shard_file(self.processes.rank, self.processes.count))
+        except Exception as error:
+            failed = error
+        if self.processes.any(failed is not None):
+            raise failed or OSError(f"{folder.name}: another process could not write its part of it.")
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest checkpoint, None for a fresh run. Later lines of metrics.jsonl are dropped."""
@@ -222,7 +252,10 @@ class Run:
             raise ValueError(f"resume={self.config.resume!r}: the run has no checkpoint.")
         try:
             content = json.loads((found[-1] / "state.json").read_text())
-            state = _unpack(content["state"], load_file(found[-1] / "state.safetensors"))
+            tensors = load_file(found[-1] / "state.safetensors")
+            count = content.get("shards")
+            shards = ShardFiles(found[-1], count, self.processes.mesh) if count else None
+            state = _unpack(content["state"], tensors, shards)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"resume={self.config.resume!r}: {found[-1].name} cannot be read ({error}). "
@@ -312,24 +345,31 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
 
 
-def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """``value`` as JSON, its tensors moved into ``tensors`` under their path."""
+def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor], shards: dict[str, torch.Tensor]) -> Any:
+    """``value`` as JSON, its tensors moved into ``tensors`` under their path, this process's part of sharded ones into
+    ``shards``."""
+    if is_sharded(value):
+        shards[name] = value.to_local().detach().clone().contiguous()
+        return {"sharded": [name, list(value.shape)]}
     if isinstance(value, torch.Tensor):
         tensors[name] = value.detach().clone().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+        return {"dict": [[key, _pack(item, f"{name}/{key}", tensors, shards)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return {"list": [_pack(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+        return {"list": [_pack(item, f"{name}/{i}", tensors, shards) for i, item in enumerate(value)]}
     return value
 
 
-def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _unpack(value: Any, tensors: dict[str, torch.Tensor], shards: ShardFiles | None) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "sharded":
+        assert shards is not None
+        return shards.read(*content)
     if kind == "dict":
-        return {key: _unpack(item, tensors) for key, item in content}
-    return [_unpack(item, tensors) for item in content]
+        return {key: _unpack(item, tensors, shards) for key, item in content}
+    return [_unpack(item, tensors, shards) for item in content]

@@ -67,6 +67,8 @@ class PretrainedDenoiser(TrainableDenoiser):
         self.vocab_size = config.vocab_size
         self.context_length = config.max_position_embeddings
         self.device = model.get_input_embeddings().weight.device
+        self.dtype = model.dtype
+        """What it computes in."""
         self.prompt_tokens = config.vocab_size
         self.name = f"denoiser {model.name_or_path!r}"
         self.default_dataset = config.default_dataset
@@ -133,7 +135,7 @@ class PretrainedDenoiser(TrainableDenoiser):
             visible: ``[B, W, C]`` bool, which of the C columns attended to each one sees.
             kept: gives the keys and values of these C, as a transformers cache does; None: they are the W columns.
         """
-        mask = additive(visible, self.causal_lm.dtype)
+        mask = additive(visible, self.dtype)
         hidden = self.causal_lm.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -184,7 +186,7 @@ class PretrainedDenoiser(TrainableDenoiser):
         config = self.causal_lm.config
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head * rows * columns
-        return numbers * self.causal_lm.dtype.itemsize
+        return numbers * self.dtype.itemsize
 
     def weights_version(self) -> tuple:
         """Another value after any change of the weights: an optimiser's step, or other weights in their place."""
@@ -206,7 +208,7 @@ class PretrainedDenoiser(TrainableDenoiser):
     @torch.no_grad()
     def not_finite(self, canvas: Canvas) -> str:
         """Names dtype and the first weight or layer that is no number: a broken checkpoint, or too small a range."""
-        dtype = str(self.causal_lm.dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
         broken = (name for name, p in self.model.named_parameters() if not (p.is_meta or p.isfinite().all()))
         weight = next(broken, None)
         layer = None if weight else self._first_layer_not_finite(*inputs_of(canvas), canvas.prompt_length)

@@ -1,14 +1,15 @@
 """A denoiser in training: log-probabilities under maskings -> an objective's loss -> gradients -> weights.
 
 Devices, processes, mixed precision come from `accelerate`; low-rank adapters from `peft`, and the reference is then the
-denoiser with its adapters off, otherwise a frozen copy. Weights in half precision are trained through float32 masters.
+denoiser with its adapters off, otherwise a frozen copy. Weights in half precision are trained through float32 masters,
+which may be sharded over the processes (`dllm_gym.agents.trainers.sharding`).
 """
 
 from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from dllm_gym.agents.trainers.denoiser.objective import Batch, LoRAConfig, Loss, TrainerConfig
 from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.agents.trainers.seeding import seeded
+from dllm_gym.agents.trainers.sharding import gathered, shard_rest, sharded_copy
 from dllm_gym.decoding import pad_left
 from dllm_gym.decoding.corruption import Corruption, completion_mask, corrupt, corrupted_canvas
 from dllm_gym.denoisers.base import TrainableDenoiser
+from dllm_gym.denoisers.pretrained import PretrainedDenoiser
 from dllm_gym.types import Score
 
 
@@ -58,12 +61,24 @@ class Learner:
             denoiser.model.gradient_checkpointing_enable()
             denoiser.model.enable_input_require_grads()
         self.parameters = {name: p for name, p in denoiser.model.named_parameters() if p.requires_grad}
-        self.masters = {
-            name: p if p.dtype.itemsize >= 4 else nn.Parameter(p.detach().float())
-            for name, p in self.parameters.items()
-        }
-        optimizers = make_optimizers(denoiser.model, self.masters, config)
-        self.scorer, *self.optimizers = accelerator.prepare(Scorer(denoiser, config.env.temperature), *optimizers)
+        self.whole = Scorer(denoiser, config.env.temperature)
+        """Scores without gradients, by the weights that decode."""
+        self.trained = denoiser
+        """The denoiser whose weights have gradients."""
+        if config.shard:
+            mesh = self.processes.mesh
+            self.trained = sharded_copy(cast(PretrainedDenoiser, denoiser), mesh)
+            self.scorer = shard_rest(Scorer(self.trained, config.env.temperature), self.trained, mesh)
+            self.masters = {name: p for name, p in self.trained.model.named_parameters() if p.requires_grad}
+            denoiser.model.requires_grad_(False)
+            self.optimizers = make_optimizers(self.trained.model, self.masters, config)
+        else:
+            self.masters = {
+                name: p if p.dtype.itemsize >= 4 else nn.Parameter(p.detach().float())
+                for name, p in self.parameters.items()
+            }
+            optimizers = make_optimizers(denoiser.model, self.masters, config)
+            self.scorer, *self.optimizers = accelerator.prepare(self.whole, *optimizers)
 
     def state_dict(self) -> dict:
         """Weights in training and the optimisers' states."""
@@ -103,7 +118,11 @@ class Learner:
         learned = (weight > 0) & config.learns_from(advantage)
         weight = weight * learned
         # Keep one completion where nothing is learned, so that every process joins the all-reduce.
-        chunks = (learned.nonzero()[:, 0] if learned.any() else learned.new_zeros(1).long()).split(config.microbatch)
+        rows = learned.nonzero()[:, 0] if learned.any() else learned.new_zeros(1).long()
+        chunks = list(rows.split(config.microbatch))
+        own = len(chunks)
+        if config.shard:  # forward and backward passes are in lockstep: the last ones of some processes weigh nothing
+            chunks += chunks[:1] * (self.processes.most(own) - own)
 
         def score(module, corruption: Corruption, rows: Tensor) -> Score:
             part = corruption[rows]
@@ -118,12 +137,11 @@ class Learner:
             return score(module, corruption, rows)
 
         # What the denoiser that sampled says under the masks of later updates; under the first it is still that one.
-        unwrapped = accelerator.unwrap_model(self.scorer)
         later = maskings[1:] if config.uses_old else []
-        old = [[frozen(unwrapped, corruption, rows) for rows in chunks] for corruption in later]
+        old = [[frozen(self.whole, corruption, rows) for rows in chunks] for corruption in later]
         totals: dict[str, Tensor] = {}
         before: Score | None = None
-        self.denoiser.model.train()
+        self.trained.model.train()
         for inner, corruption in enumerate(maskings):
             for i, rows in enumerate(chunks):
                 last = i == len(chunks) - 1
@@ -143,7 +161,7 @@ class Learner:
                             corruption=corruption[rows],
                             length=completion[rows].sum(dim=1).float(),
                             advantage=advantage[rows],
-                            weight=weight[rows],
+                            weight=weight[rows] if i < own else torch.zeros_like(weight[rows]),
                         ),
                         config,
                     )
@@ -151,10 +169,11 @@ class Learner:
                 for name, value in ({"loss": loss} | metrics).items():
                     totals[name] = totals.get(name, 0.0) + value.detach() / config.inner_iterations
             norm = self._step()
-        self.denoiser.model.eval()
+        self.trained.model.eval()
+        self._publish()
         assert before is not None  # there is at least one chunk
         scored = maskings[0][chunks[0]].scored
-        change = frozen(unwrapped, maskings[0], chunks[0]).log_prob - before.log_prob
+        change = frozen(self.whole, maskings[0], chunks[0]).log_prob - before.log_prob
         step_kl = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / self.processes.count
         sums = {"loss": totals.pop("loss"), "step_kl": step_kl, "learned_from": weight.sum()}
         return self._reduce(sums, totals, weight.sum()) | {"gradient_norm": float(norm)}
@@ -184,15 +203,16 @@ class Learner:
 
     def _step(self) -> Tensor:
         for name, p in self.parameters.items():
-            if self.masters[name] is not p:
+            if not (self.config.shard or self.masters[name] is p):
                 gradient, p.grad = p.grad, None
                 self.masters[name].grad = None if gradient is None else gradient.float()
-        norm = self.accelerator.clip_grad_norm_(list(self.masters.values()), self.config.max_grad_norm)
+        norm = gathered(self.accelerator.clip_grad_norm_(list(self.masters.values()), self.config.max_grad_norm))
         for optimizer in self.optimizers:
             if norm.isfinite():  # else the weights stay what they are, and the run ends with what it logs
                 optimizer.step()
             optimizer.zero_grad()
-        self._publish()
+        if not self.config.shard:
+            self._publish()
         return norm
 
     @torch.no_grad()
@@ -200,7 +220,7 @@ class Learner:
         """Float32 masters -> the weights that decode and score."""
         for name, p in self.parameters.items():
             if self.masters[name] is not p:
-                p.copy_(self.masters[name])
+                p.copy_(gathered(self.masters[name]))
 
 
 def make_optimizers(

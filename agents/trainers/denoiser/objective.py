@@ -94,6 +94,9 @@ class TrainerConfig:
     """Maximum norm of the gradient; larger gradients are scaled down."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Low-rank adapters, in place of training all weights."""
+    shard: bool = False
+    """Spread float32 weights, gradients and optimiser states over the processes (FSDP2). Each still holds the whole
+    denoiser in its own dtype, to decode with."""
     gradient_checkpointing: bool = False
     """Recompute the denoiser's blocks in the backward pass, which saves memory and takes a third more time."""
     microbatch: int = 64
@@ -129,6 +132,8 @@ class TrainerConfig:
         check_group(self.group, self.baseline)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}.")
+        if self.shard and self.optimizer == "muon":
+            raise ValueError("shard: Muon needs whole matrices; give --optimizer adamw.")
         if self.lora.rank < 0:
             raise ValueError(f"lora.rank={self.lora.rank}: must be 0 (train all weights) or more.")
         if not self.env.temperature > 0:

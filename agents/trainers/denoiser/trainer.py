@@ -188,9 +188,11 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
-            f"accelerate's {kind.value}: decoding needs whole weights on every device; launch with plain data "
-            f"parallelism (DDP), and fit the denoiser with --lora.rank, --env.dtype bfloat16, --microbatch."
+            f"accelerate's {kind.value}: decoding needs whole weights on every device; launch without it, and shard "
+            f"with --shard, or fit the denoiser with --lora.rank, --env.dtype bfloat16, --microbatch."
         )
+    if config.shard and accelerator.num_processes == 1:
+        raise ValueError("shard: there is one process only; start several with torchrun or accelerate launch.")
     if config.problems % accelerator.num_processes:
         raise ValueError(
             f"problems={config.problems}: must be a multiple of the {accelerator.num_processes} processes."
