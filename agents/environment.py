@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import gymnasium as gym
 
@@ -16,6 +16,8 @@ from dllm_gym.names import find
 
 with needs("train"):
     from tyro.conf import Suppress
+
+MIXTURE = "MaskedDiffusion-Mixture-v0"
 
 
 @dataclass
@@ -30,6 +32,8 @@ class EnvConfig(EnvSettings):
     """"embedded", "embedded-early", a hub id or a folder; None takes the id's own: "embedded", or the oracle."""
     split: Suppress[str] = field(default="train", kw_only=True)
     """"train" or "test". Trainers and evaluations set it."""
+    mix: str | None = field(default=None, kw_only=True)
+    """Tasks of MaskedDiffusion-Mixture-v0 and their weights, "gsm8k:2,countdown:1"; None takes both alike."""
     reward: str = field(default="multiplicative", kw_only=True)
     """"multiplicative" or "additive"."""
 
@@ -46,8 +50,19 @@ def make_env(config: EnvConfig, split: str | None = None, **changes) -> Unmaskin
         ValueError: an id that is not registered, or not one whose action is a set of positions.
     """
     changes = ({"split": split} if split else {}) | changes
-    settings = vars(config) | {"id": env_spec(config.id).id, "denoiser": config.denoiser_name} | changes
-    return cast(UnmaskingVectorEnv, gym.make_vec(settings.pop("id"), **settings))
+    env_id, settings = gym_arguments(config)
+    return cast(UnmaskingVectorEnv, gym.make_vec(env_id, **settings | changes))
+
+
+def gym_arguments(config: EnvConfig) -> tuple[str, dict[str, Any]]:
+    """The id of a config and the arguments of ``gym.make_vec``. Raises ValueError as `make_env`."""
+    settings = vars(config) | {"denoiser": config.denoiser_name}
+    env_id, mix = env_spec(settings.pop("id")).id, settings.pop("mix")
+    if mix is not None:
+        if env_id != MIXTURE:
+            raise ValueError(f"env.mix={mix!r}: is for --env.id {MIXTURE}, not for {env_id}.")
+        settings["task"] = mix
+    return env_id, settings
 
 
 def make_envs(config: EnvConfig, split: str | None = None, **changes) -> list[UnmaskingVectorEnv]:

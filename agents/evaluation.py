@@ -16,6 +16,7 @@ from dllm_gym.agents.samplers.metropolis import Metropolis
 from dllm_gym.agents.samplers.rollout import play, shares
 from dllm_gym.agents.workers import merged
 from dllm_gym.envs.episodes import Finished, require_rewards
+from dllm_gym.tasks.mixture import task_of
 from dllm_gym.types import Indices, Observation
 
 
@@ -41,10 +42,12 @@ class Evaluation:
     def summary(self) -> dict[str, float | list[float] | dict[str, int]]:
         """Means with 95 % bootstrap intervals over problems: ``accuracy``, ``nfe``, ``reward``, and ``*_interval``.
 
-        ``undecided``: how many verdicts were not reached, by reason.
+        ``undecided``: how many verdicts were not reached, by reason. ``by_task``: the means of each task of a mixture.
         """
-        figures = summarise({"accuracy": self.correct, "nfe": self.nfe, "reward": self.reward})
-        return figures | {"undecided": count_reasons(self.undecided)}
+        values = {"accuracy": self.correct, "nfe": self.nfe, "reward": self.reward}
+        figures: dict = summarise(values) | {"undecided": count_reasons(self.undecided)}
+        parts = by_task(self.problem_ids, values)
+        return figures | ({"by_task": parts} if len(parts) > 1 else {})
 
 
 def evaluate(
@@ -112,6 +115,24 @@ def summarise(values: dict[str, np.ndarray]) -> dict[str, float | list[float]]:
     """Means and, as ``*_interval``, 95 % bootstrap intervals over problems of ``[N]`` figures by name."""
     means = {name: float(np.mean(v)) for name, v in values.items()}
     return means | {f"{name}_interval": list(bootstrap_interval(v)) for name, v in values.items()}
+
+
+def by_task(problem_ids: Sequence[str], values: dict[str, np.ndarray]) -> dict[str, dict]:
+    """`summarise` for the problems of each task, by its name."""
+    tasks = np.array([task_of(problem_id) for problem_id in problem_ids])
+    return {
+        str(task): summarise({name: value[tasks == task] for name, value in values.items()})
+        for task in dict.fromkeys(tasks)
+    }
+
+
+def describe_tasks(parts: dict[str, dict]) -> str:
+    """For a table: "gsm8k 95.0 % [91.0, 98.0] in 4.2 forwards, countdown ..."."""
+    texts = []
+    for task, row in parts.items():
+        low, high = (100 * bound for bound in row["accuracy_interval"])
+        texts.append(f"{task} {100 * row['accuracy']:.1f} % [{low:.1f}, {high:.1f}] in {row['nfe']:.1f} forwards")
+    return ", ".join(texts)
 
 
 def count_reasons(undecided: Iterable[str | None]) -> dict[str, int]:

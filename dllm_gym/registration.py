@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 
-IDS = {
+IDS: dict[str, dict[str, Any]] = {
     "GSM8K": {"task": "gsm8k"},
     "MATH500": {"task": "math500", "split": "test"},
     "AIME24": {"task": "aime24", "split": "test"},
@@ -13,6 +15,7 @@ IDS = {
     "MBPP": {"task": "mbpp"},
     "Countdown": {"task": "countdown"},
     "Sudoku": {"task": "sudoku"},
+    "Mixture": {"task": "gsm8k,countdown"},
     "Oracle": {"task": "oracle", "denoiser": "oracle"},
 }
 """Name of the id -> its defaults. Benchmarks without training problems are made with those they have."""

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from dllm_gym.agents.evaluation import bootstrap_interval, describe_undecided
+from dllm_gym.agents.evaluation import bootstrap_interval, by_task, describe_tasks, describe_undecided
 from dllm_gym.agents.terminal import console
 from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.eval.metrics import aup, pass_at_k, summary
@@ -80,6 +80,9 @@ def print_cells(cells: Sequence[Cell]) -> None:
         )
     console().print(table)
     for cell, row in zip(cells, summaries, strict=True):
+        figures = {name: values(cell, name) for name in ("accuracy", "nfe", "reward")}
+        if len(parts := by_task(ids(cell), figures)) > 1:
+            print(f"{cell.settings['sampler']}: {describe_tasks(parts)}")
         if row["undecided"]:
             print(f"{cell.settings['sampler']}: {describe_undecided(row['undecided'])}")
     for front, figure in fronts(cells).items():

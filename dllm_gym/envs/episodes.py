@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,9 @@ from dllm_gym.rewards import get_reward
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import Task
 from dllm_gym.types import Action, Canvas, Indices, Observation, Problem
+
+TaskName = str | Sequence[str] | Mapping[str, int]
+"""One task, or a mixture of several."""
 
 
 @dataclass
@@ -55,12 +58,12 @@ class Episodes:
     """A fixed number of rows, each an episode of its own with its own generator.
 
     Args:
-        task: the name of a task, or a `Task`.
+        task: the name of a task, several as `dllm_gym.make_task` takes them, or a `Task`.
         num_rows: at least 1.
         settings: see `EnvSettings`.
     """
 
-    def __init__(self, task: str | Task, num_rows: int, settings: EnvSettings):
+    def __init__(self, task: TaskName | Task, num_rows: int, settings: EnvSettings):
         if num_rows < 1:
             raise ValueError(f"num_envs={num_rows}: must be 1 or more.")
         given = settings.denoiser
@@ -256,7 +259,7 @@ class Episodes:
         )
 
 
-def _make_task(task: str | Task, settings: EnvSettings, denoiser: Denoiser) -> Task:
+def _make_task(task: TaskName | Task, settings: EnvSettings, denoiser: Denoiser) -> Task:
     """The task by name, on the problems that the settings say. Raises ValueError for a `Task` that has its own."""
     if not isinstance(task, Task):
         return make_task(

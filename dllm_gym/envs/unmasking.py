@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from dllm_gym.envs.episodes import Episodes, require_rewards
+from dllm_gym.envs.episodes import Episodes, TaskName, require_rewards
 from dllm_gym.envs.settings import EnvSettings, takes_settings
 from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
 from dllm_gym.envs.trace import Trace
@@ -75,7 +75,8 @@ class UnmaskingEnv(gym.Env):
 
     ## Arguments
 
-    `task`: the name of a task, "gsm8k" for example, or a `Task`; set by the id. `observe`: per-position signals in the
+    `task`: the name of a task, "gsm8k" for example; several, as in `{"gsm8k": 2, "countdown": 1}`; or a `Task`; set by
+    the id. `observe`: per-position signals in the
     observation, of those above. `render_mode`: "ansi", "rgb_array" or "human", which prints ansi. All others are the
     fields of `dllm_gym.envs.settings.EnvSettings`.
 
@@ -91,7 +92,7 @@ class UnmaskingEnv(gym.Env):
     @takes_settings
     def __init__(
         self,
-        task: str | Task,
+        task: TaskName | Task,
         *,
         observe: tuple[str, ...] = ("confidence",),
         render_mode: str | None = None,

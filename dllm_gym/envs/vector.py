@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
-from dllm_gym.envs.episodes import Episodes, Finished, require_rewards
+from dllm_gym.envs.episodes import Episodes, Finished, TaskName, require_rewards
 from dllm_gym.envs.settings import EnvSettings, takes_settings
 from dllm_gym.envs.spaces import action_to_unmask, observation_dict, observation_space
 from dllm_gym.envs.trace import Trace
@@ -47,7 +47,7 @@ class UnmaskingVectorEnv(VectorEnv):
     @takes_settings
     def __init__(
         self,
-        task: str | Task,
+        task: TaskName | Task,
         num_envs: int = 1,
         *,
         observe: tuple[str, ...] = ("confidence",),

@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from dllm_gym.decoding import best_n, with_best
-from dllm_gym.envs.episodes import Episodes
+from dllm_gym.envs.episodes import Episodes, TaskName
 from dllm_gym.envs.spaces import flat, flat_space
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -29,7 +29,7 @@ from dllm_gym.tasks.base import Task
 from dllm_gym.types import Observation
 
 
-def make_form(task: str | Task, form: str, **settings: Any) -> gym.Env:
+def make_form(task: TaskName | Task, form: str, **settings: Any) -> gym.Env:
     """`UnmaskingEnv` in another form of action, with the flat observation.
 
     Args:
@@ -44,7 +44,7 @@ def make_form(task: str | Task, form: str, **settings: Any) -> gym.Env:
 make_form.metadata = UnmaskingEnv.metadata  # type: ignore[attr-defined]  # where `gym.make` looks the render modes up
 
 
-def make_vector_form(task: str | Task, num_envs: int = 1, *, form: str, **settings: Any) -> FormVectorEnv:
+def make_vector_form(task: TaskName | Task, num_envs: int = 1, *, form: str, **settings: Any) -> FormVectorEnv:
     """`FormVectorEnv` with the arguments of `make_form`, and of `UnmaskingVectorEnv`."""
     kind, own = _form_and_arguments(form, settings, UnmaskingVectorEnv)
     rows = PositionVectorEnv if kind is Position else FormVectorEnv
@@ -205,7 +205,7 @@ class FormVectorEnv(UnmaskingVectorEnv):
     """
 
     def __init__(
-        self, task: str | Task, num_envs: int = 1, *, form: type[_Form], arguments: dict[str, Any], **settings: Any
+        self, task: TaskName | Task, num_envs: int = 1, *, form: type[_Form], arguments: dict[str, Any], **settings: Any
     ):
         super().__init__(task, num_envs, **settings)
         self.form = form

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from dllm_gym.names import find
 from dllm_gym.tasks.base import Task
 from dllm_gym.tasks.code import MBPP, HumanEval
 from dllm_gym.tasks.countdown import Countdown
 from dllm_gym.tasks.gsm8k import GSM8K
 from dllm_gym.tasks.math import AIME24, AIME25, MATH500
+from dllm_gym.tasks.mixture import Mixture, read_mix
 from dllm_gym.tasks.oracle import Oracle
 from dllm_gym.tasks.sudoku import Sudoku
 
@@ -16,8 +19,13 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
-def make_task(name: str, dataset: str | None = None, split: str = "train", **options) -> Task:
+def make_task(
+    name: str | Sequence[str] | Mapping[str, int], dataset: str | None = None, split: str = "train", **options
+) -> Task:
     """A task by name, in any case; see `dllm_gym.tasks.base.Task` for ``dataset``, ``split`` and the options.
+
+    Several names make a `Mixture`, whose tasks get the same dataset, split and options: ``["gsm8k", "countdown"]``,
+    ``{"gsm8k": 2, "countdown": 1}``, or ``"gsm8k:2,countdown:1"``. An environment's id stands for its task.
 
     Raises:
         TypeError: an option that the task does not have, with the one that is spelt most like it.
@@ -25,4 +33,19 @@ def make_task(name: str, dataset: str | None = None, split: str = "train", **opt
         FileNotFoundError: a local file that is not there.
         RuntimeError: a hub data set that cannot be reached.
     """
-    return TASKS[find(name, TASKS, "task")](dataset, split, **options)
+    if isinstance(name, str) and not set(name) & {",", ":"}:
+        return TASKS[find(_task_name(name), TASKS, "task")](dataset, split, **options)
+    weights = read_mix(name)
+    if dataset not in (None, "embedded", "hub"):
+        raise ValueError(
+            f"dataset={dataset!r}: the tasks of a mixture need sets of their own; give 'hub' or 'embedded'."
+        )
+    tasks = [make_task(one, dataset, split, **options) for one in weights]
+    return Mixture(tasks, list(weights.values()))
+
+
+def _task_name(name: str) -> str:
+    """The task of an environment's id; any other name as it is."""
+    prefix, suffix = "maskeddiffusion-", "-v0"
+    folded = name.lower()
+    return folded[len(prefix) : -len(suffix)] if folded.startswith(prefix) and folded.endswith(suffix) else name

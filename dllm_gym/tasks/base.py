@@ -48,6 +48,10 @@ class Task(ABC):
     name: str
     gen_length: int = 256
     """Completion length in tokens, where the environment is given none."""
+    fills_canvas: bool = False
+    """Whether a right completion has exactly `gen_length` tokens, and no end token."""
+    parts: tuple[str, ...] = ()
+    """Names of the tasks that a mixture has; figures are given for each."""
     hub_id: str | None = None
     """None where there is no standard set on the hub."""
     hub_config: str | None = None

@@ -24,6 +24,7 @@ class Oracle(GeneratedTask):
     """
 
     name = "oracle"
+    fills_canvas = True
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class Sudoku(GeneratedTask):
         if partial_credit not in (None, "rules", "solution"):
             raise ValueError(f"partial_credit={partial_credit!r}: must be 'rules', 'solution' or None.")
         super().__init__(dataset, split, **options)
+        self.fills_canvas = self.dataset == EMBEDDED
         self.partial_credit = partial_credit or ("rules" if self.dataset == EMBEDDED else "solution")
 
     def generate(self, rng: np.random.Generator) -> tuple[str, str, tuple[str, str]]:

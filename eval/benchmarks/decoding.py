@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dllm_gym import decoding
-from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.environment import EnvConfig, gym_arguments, make_env
 from dllm_gym.agents.terminal import console
 from dllm_gym.envs.episodes import Episodes
 from dllm_gym.eval.benchmarks.caches import measure_caches
@@ -76,8 +76,9 @@ def measure(config: ThroughputConfig) -> None:
         return
     env = make_env(config.env, "test", temperature=0.0)
     episodes, rows = env.unwrapped.episodes, env.num_envs
-    settings = vars(config.env) | {"split": "test", "temperature": 0.0, "denoiser": episodes.denoiser}
-    env_id, _ = settings.pop("id"), settings.pop("num_envs")
+    env_id, settings = gym_arguments(config.env)
+    settings |= {"split": "test", "temperature": 0.0, "denoiser": episodes.denoiser}
+    del settings["num_envs"]
     singles = [gym.make(env_id, **settings).unwrapped for _ in range(rows)]
     problems = list(range(min(config.episodes, len(episodes.task))))
     prompts = [episodes.encode_prompt(episodes.task[i % len(episodes.task)]) for i in range(rows)]

@@ -83,7 +83,7 @@ def run_python(code: str) -> subprocess.CompletedProcess:
 
 
 def test_the_registry_has_every_task_in_every_form():
-    tasks = "GSM8K MATH500 AIME24 AIME25 HumanEval MBPP Countdown Sudoku Oracle".split()
+    tasks = "GSM8K MATH500 AIME24 AIME25 HumanEval MBPP Countdown Sudoku Mixture Oracle".split()
     assert set(IDS) == {f"MaskedDiffusion-{t}{form}-v0" for t in tasks for form in ("", *(f"-{f}" for f in FORMS))}
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dllm_gym.agents.environment import EnvConfig, make_envs
-from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, describe_undecided, evaluate
+from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, describe_tasks, describe_undecided, evaluate
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.terminal import console
@@ -100,6 +100,8 @@ def print_table(summary: dict, algorithm: str) -> None:
     console().print(table)
     for sampler, rows in summary["rows"].items():
         for name, row in rows.items():
+            if "by_task" in row:
+                print(f"{sampler}, {name}: {describe_tasks(row['by_task'])}")
             if row["undecided"]:
                 print(f"{sampler}, {name}: {describe_undecided(row['undecided'])}")
 

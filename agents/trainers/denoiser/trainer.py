@@ -32,6 +32,7 @@ from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.samplers.spec import make_stepwise
+from dllm_gym.agents.trainers.by_task import means_by_task, sums_by_task
 from dllm_gym.agents.trainers.denoiser.comparison import report
 from dllm_gym.agents.trainers.denoiser.learner import Learner
 from dllm_gym.agents.trainers.denoiser.objective import Loss, TrainerConfig
@@ -91,7 +92,8 @@ def improve(
     for i in (~valid).nonzero()[:, 0].tolist():
         print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
     advantage = config.advantages(rollout.reward.view(-1, config.group)).flatten()
-    sampling = processes.sum(summarise(rollout, valid, learner.end_tokens, config.group))
+    sums = summarise(rollout, valid, learner.end_tokens, config.group)
+    sampling = processes.sum(sums | sums_by_task(rollout, episodes.task.parts))
     weight = valid / max(1.0, sampling["valid"])
     prompts = [episodes.encode_prompt(problem) for problem in rollout.problems[:: config.group]]
     prompts = [prompt for prompt in prompts for _ in range(config.group)]
@@ -104,7 +106,7 @@ def improve(
         metrics["cache_gap"] = cache_gap(learner, episodes, rollout, rng)
     seconds = time.perf_counter() - since
     means = {name: sampling[name] / max(1.0, sampling["valid"]) for name in MEANS}
-    return metrics | means | {
+    return metrics | means | means_by_task(sampling, episodes.task.parts) | {
         "entropy": sampling["entropy"] / max(1.0, sampling["choices"]),
         "equal_groups": sampling["equal_groups"] / config.problems,
         "excluded": config.problems * config.group - sampling["valid"],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dllm_gym.agents.environment import EnvConfig, make_envs
-from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, describe_undecided, evaluate
+from dllm_gym.agents.evaluation import Evaluation, bootstrap_interval, describe_tasks, describe_undecided, evaluate
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.heuristics import make_policy
 from dllm_gym.agents.samplers.policy import UnmaskingPolicy
@@ -131,6 +131,8 @@ def print_table(summary: dict, learned: list[str]) -> None:
         )
     console().print(table)
     for label, row in summary["rows"].items():
+        if "by_task" in row and label in (*learned, best):
+            print(f"{label}: {describe_tasks(row['by_task'])}")
         if row["undecided"]:
             print(f"{label}: {describe_undecided(row['undecided'])}")
 

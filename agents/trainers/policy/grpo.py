@@ -30,6 +30,7 @@ from dllm_gym.agents.samplers.heuristics import Threshold
 from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.trainers.advantages import check_group, group_advantages
+from dllm_gym.agents.trainers.by_task import means_by_task, sums_by_task
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, launched, own_threads
@@ -223,17 +224,17 @@ def improve(
 
     by_policy = rollouts[0]
     finite = by_policy.reward.isfinite()
-    sums = processes.sum({
+    sums: dict[str, float] = processes.sum({
         "reward": by_policy.reward[finite].sum(),
         "finite": finite.sum(),
         "correct": by_policy.correct.sum(),
         "nfe": by_policy.nfe.sum(),
         "picked": (by_policy.picks > 0).sum(),
-        "steps": len(by_policy.episode),
+        "steps": torch.tensor(len(by_policy.episode)),
         "equal_groups": (reward[0].std(dim=1) == 0).sum(),
         "forwards": rollout.nfe.sum(),
-    })  # fmt: skip
-    return metrics | {
+    } | sums_by_task(by_policy, episodes.task.parts))  # fmt: skip
+    return metrics | means_by_task(sums, episodes.task.parts) | {
         "reward": sums["reward"] / sums["finite"] if sums["finite"] else np.nan,
         "accuracy": sums["correct"] / groups.size,
         "nfe": sums["nfe"] / groups.size,

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.policy import PolicyConfig
 from dllm_gym.agents.samplers.rollout import collect
+from dllm_gym.agents.trainers.by_task import means_by_task, sums_by_task
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_critic, make_policy_network
 from dllm_gym.agents.trainers.processes import launched, own_threads
@@ -204,8 +205,8 @@ def train(config: PPOConfig) -> Path:
                 "correct": rollout.correct.sum(),
                 "nfe": rollout.nfe.sum(),
                 "picked": (rollout.picks > 0).sum(),
-            })  # fmt: skip
-            means |= {
+            } | sums_by_task(rollout, episodes.task.parts))  # fmt: skip
+            means |= means_by_task(sums, episodes.task.parts) | {
                 "reward": sums["reward"] / config.episodes,
                 "accuracy": sums["correct"] / config.episodes,
                 "nfe": sums["nfe"] / config.episodes,
