@@ -22,6 +22,7 @@ eval.command eval.metrics eval.presets eval.results
 eval.film eval.tables
 eval.evaluate eval.compare
 eval.report eval.experiments eval.benchmarks
+eval.gpu
 eval.cli
 """
 """From the bottom to the top. A room imports from lines above its own, and from itself."""
