@@ -71,7 +71,7 @@ def make_envs(config: EnvConfig, split: str | None = None, **changes) -> list[Un
     They share denoiser and task.
     """
     denoiser = changes.pop("denoiser", None) or load_denoiser(
-        config.denoiser_name, changes.pop("device", config.device), config.dtype
+        config.denoiser_name, changes.pop("device", config.device), config.dtype, quantization=config.quantization
     )
     count = min(worker_count(denoiser.device), config.num_envs)
     changes |= {"denoiser": denoiser, "num_envs": -(-config.num_envs // count)}

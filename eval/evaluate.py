@@ -101,7 +101,7 @@ def evaluate_cell(
     key = key_of(request)
     if file and (cell := file.cells.get(key)) and cell.end:
         return cell
-    envs = make_envs(env, config.split, denoiser=_denoiser(env.denoiser_name, env.device, env.dtype))
+    envs = make_envs(env, config.split, denoiser=_denoiser(env.denoiser_name, env.device, env.dtype, env.quantization))
     episodes = envs[0].episodes
     if not sampler.stepwise:
         cast(Metropolis, sampler).check(episodes)
@@ -202,12 +202,13 @@ def _film(frame: Frame, end: Finished) -> dict:
     }
 
 
-_loaded: dict[tuple[str, ...], Denoiser] = {}
+_loaded: dict[tuple, Denoiser] = {}
 
 
-def _denoiser(*key: str) -> Denoiser:
+def _denoiser(name: str, device: str, dtype: str, quantization: str | None) -> Denoiser:
     """`load_denoiser`, the last one kept: the cells of a grid mostly share it, and two large ones do not fit."""
+    key = (name, device, dtype, quantization)
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = load_denoiser(*key)
+        _loaded[key] = load_denoiser(name, device, dtype, quantization=quantization)
     return _loaded[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dllm_gym.denoisers.cache import KeyValueCache
 from dllm_gym.denoisers.checkpoints import EMBEDDED
 from dllm_gym.denoisers.families import find_family
 from dllm_gym.denoisers.oracle import OracleDenoiser
+from dllm_gym.extras import needs
 from dllm_gym.files import written
 from dllm_gym.types import Canvas
 
@@ -67,6 +69,8 @@ class PretrainedDenoiser(TrainableDenoiser):
         self.vocab_size = config.vocab_size
         self.context_length = config.max_position_embeddings
         self.device = model.get_input_embeddings().weight.device
+        self.quantization: str | None = None
+        """None, or how the matrices of the layers are kept."""
         self.dtype = model.dtype
         """What it computes in."""
         self.prompt_tokens = config.vocab_size
@@ -241,6 +245,10 @@ class PretrainedDenoiser(TrainableDenoiser):
 
     def merge(self) -> PretrainedDenoiser:
         """Write the adapter, where there is one, into the weights; the denoiser is then an ordinary one again."""
+        if self.quantization:
+            raise ValueError(
+                f"{self.name}: weights are in {self.quantization}; load the adapter without quantization, and merge."
+            )
         if self.model is not self.causal_lm:
             self.model = self.model.merge_and_unload().requires_grad_(False)
         return self
@@ -261,6 +269,8 @@ class PretrainedDenoiser(TrainableDenoiser):
         """
         layouts.check_layout(layout)
         adapted = self.model is not self.causal_lm
+        if self.quantization and not adapted:
+            raise ValueError(f"{self.name}: weights in {self.quantization} are not saved; adapters on them are.")
         for config in self.model.peft_config.values() if adapted else ():
             config.base_model_name_or_path = self.causal_lm.name_or_path
         if layout == "original":
@@ -292,6 +302,7 @@ def load_denoiser(
     attention: str = "auto",
     device_map: str | dict | None = None,
     block_size: int | None = None,
+    quantization: str | None = None,
 ) -> Denoiser:
     """A denoiser by name, folder or hub id. Nothing that a checkpoint brings is run, and no pickle is read.
 
@@ -310,12 +321,14 @@ def load_denoiser(
             over several GPUs; instead of `device`, which is then the embedding's.
         block_size: number of positions per block of a block-causal checkpoint, SDAR or an A2D model trained with
             BD3-LM's objective. None: what config.json says, or 4 for SDAR; an A2D model is then bidirectional.
+        quantization: "nf4": the matrices of the layers in 4 bits (bitsandbytes), to train adapters on; `dtype` is what
+            they compute in. None: as they are.
 
     Raises:
         FileNotFoundError: neither a known name, nor a checkpoint folder, nor to be had from the hub.
         ValueError: a checkpoint of another kind, incomplete, or with missing, unused or misshapen weights; a config
             that the transformers class cannot express; no mask or end token; an argument not among the above.
-        ImportError: an adapter without peft.
+        ImportError: an adapter without peft, or quantization without bitsandbytes.
     """
     if str(name_or_path) == "oracle":
         return OracleDenoiser.default("cpu" if device == "auto" else device)
@@ -333,10 +346,15 @@ def load_denoiser(
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}: torch sees no CUDA device; give 'auto' or 'cpu'.")
     _require_attention(attention)
-
+    quantized = _quantization(quantization, dtype)
     folder, source = checkpoints.find_folder(given, name_or_path)
     if not (folder / "config.json").is_file():
-        options: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+        options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "attention": attention,
+            "quantization": quantization,
+        }
         return _load_adapter(given, folder, **options, device_map=device_map, block_size=block_size)
     if device_map is None:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -365,10 +383,12 @@ def load_denoiser(
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attention,
+            **quantized(dtype),
         )
     model.name_or_path = source  # peft writes it into adapters
     denoiser = PretrainedDenoiser(model, tokenizer)
     denoiser.originals = layouts.originals_of(folder, family)
+    denoiser.quantization = quantization
     return denoiser
 
 
@@ -409,6 +429,25 @@ def _load_adapter(given: str, folder: Path, **options) -> PretrainedDenoiser:
     if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         denoiser.tokenizer = checkpoints.read_tokenizer(given, folder)
     return denoiser
+
+
+def _quantization(name: str | None, dtype: Any) -> Callable[[Any], dict[str, Any]]:
+    """Arguments of `from_pretrained`, given the dtype that is computed in. Raises ValueError for an unknown name."""
+    if name is None:
+        return lambda dtype: {}
+    if name != "nf4":
+        raise ValueError(f"quantization={name!r}: must be None or 'nf4'.")
+    if dtype == torch.float16:
+        raise ValueError("quantization='nf4' with float16: its range is too narrow; give bfloat16 or float32.")
+    with needs("quantization"):
+        import bitsandbytes  # noqa: F401
+    from transformers import BitsAndBytesConfig
+
+    return lambda dtype: {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    }
 
 
 def _require_attention(attention: str) -> None:

@@ -67,7 +67,11 @@ class Episodes:
         if num_rows < 1:
             raise ValueError(f"num_envs={num_rows}: must be 1 or more.")
         given = settings.denoiser
-        self.denoiser = given if isinstance(given, Denoiser) else load_denoiser(given, settings.device, settings.dtype)
+        self.denoiser = (
+            given
+            if isinstance(given, Denoiser)
+            else load_denoiser(given, settings.device, settings.dtype, quantization=settings.quantization)
+        )
         self.device = self.denoiser.device
         self.task = _make_task(task, settings, self.denoiser)
         settings = settings.resolved(self.task, self.denoiser)

@@ -68,6 +68,8 @@ class EnvSettings:
     """Keys and values kept between forward passes: "none", "prompt", "prefix", "dual", or "auto", what is exact."""
     dtype: str = "auto"
     """The denoiser's: "auto" (bfloat16 on CUDA, float32 on a CPU), "float32", "bfloat16" or "float16"."""
+    quantization: str | None = None
+    """"nf4": the denoiser's matrices in 4 bits (bitsandbytes), to train adapters on; None: as they are."""
 
     @property
     def sampling(self) -> TokenSampling:

@@ -48,7 +48,7 @@ def compare(
     learned: Mapping[str, Sampler] | None = None,
 ) -> dict:
     """The table, on the config's samplers and on ``learned`` ones."""
-    before = load_denoiser(env.denoiser_name, trained.device, env.dtype)
+    before = load_denoiser(env.denoiser_name, trained.device, env.dtype, quantization=env.quantization)
     samplers = {text: make_stepwise(text, device=trained.device) for text in config.samplers} | dict(learned or {})
     results = {
         name: evaluate_denoiser(denoiser, samplers, config.problems, env)

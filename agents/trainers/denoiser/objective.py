@@ -134,6 +134,12 @@ class TrainerConfig:
             raise ValueError(f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}.")
         if self.shard and self.optimizer == "muon":
             raise ValueError("shard: Muon needs whole matrices; give --optimizer adamw.")
+        if self.env.quantization and not self.lora.rank:
+            raise ValueError(
+                "env.quantization: weights in 4 bits are not trained; give --lora.rank for adapters on them."
+            )
+        if self.env.quantization and self.shard:
+            raise ValueError("env.quantization: weights in 4 bits cannot be sharded; leave --shard out.")
         if self.lora.rank < 0:
             raise ValueError(f"lora.rank={self.lora.rank}: must be 0 (train all weights) or more.")
         if not self.env.temperature > 0:

@@ -210,7 +210,8 @@ def load_trainable(env: EnvConfig, device: torch.device) -> PretrainedDenoiser:
             f"env.id={env.id!r}: its denoiser must be the oracle, which has nothing to train; "
             "docs/oracle.md says what trains there."
         )
-    name, denoiser = env.denoiser_name, load_denoiser(env.denoiser_name, device, env.dtype)
+    name = env.denoiser_name
+    denoiser = load_denoiser(name, device, env.dtype, quantization=env.quantization)
     if not isinstance(denoiser, PretrainedDenoiser):
         raise ValueError(f"env.denoiser={name!r}: has no weights to train.")
     if denoiser.model is not denoiser.causal_lm:
