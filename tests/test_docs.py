@@ -12,7 +12,7 @@ from dllm_gym.agents.cli import ALGORITHMS
 from dllm_gym.agents.samplers.heuristics import HEURISTICS
 from dllm_gym.agents.samplers.spec import SAMPLERS
 from dllm_gym.envs.__main__ import page
-from dllm_gym.eval.presets import table
+from dllm_gym.eval.presets import presets, table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,8 +38,9 @@ def test_ids_algorithms_and_samplers_named_in_the_documentation_exist():
     text = "\n".join(page.read_text() for page in PAGES)
     registered_there = re.findall(r'gym\.register\(\s*"([\w-]+)"', text)
     assert set(re.findall(r"MaskedDiffusion-\w+(?:-\w+)?-v0", text)) <= gym.registry.keys() | set(registered_there)
-    assert set(re.findall(r"train_policy\.py ([a-z][\w-]*)", text)) <= ALGORITHMS.keys()
+    assert set(re.findall(r"train_policy\.py ([a-z][\w-]*)", text)) <= {*ALGORITHMS, "push"}
     assert set(re.findall(r"--sampler ([a-z-]+):", text)) <= SAMPLERS.keys()
+    assert set(re.findall(r"--preset ([a-z][\w.-]*)", text)) <= presets().keys()
 
 
 def test_every_heuristic_is_documented():
