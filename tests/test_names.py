@@ -23,7 +23,7 @@ from dllm_gym.tasks.gsm8k import GSM8K
 SUDOKU, TOPK = "MaskedDiffusion-Sudoku-v0", "MaskedDiffusion-Sudoku-TopK-v0"
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", sorted(IDS.keys() - {"Mixture"}))
 def test_the_name_in_an_id_is_the_tasks(name):
     assert find(name, TASKS, "task") == IDS[name]["task"]
 

@@ -95,9 +95,10 @@ class Processes:
 
     def moments(self, values: Tensor) -> tuple[float, float]:
         """Mean and standard deviation of the values ``[N]`` of all processes; all must ask."""
-        sums = self.sum({"sum": values.double().sum(), "count": float(len(values))})
+        values = values.detach().cpu().double()  # which not every device has
+        sums = self.sum({"sum": values.sum(), "count": float(len(values))})
         mean = sums["sum"] / sums["count"]
-        squares = self.sum({"squares": (values.double() - mean).square().sum()})["squares"]
+        squares = self.sum({"squares": (values - mean).square().sum()})["squares"]
         return mean, (squares / max(1.0, sums["count"] - 1)) ** 0.5
 
     def mean(self, values: Tensor) -> Tensor:

@@ -35,4 +35,4 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     # Rounding may reach the total, where no token is left that can be.
     drawn = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, drawn, right=True)[:, 0]
+    return torch.searchsorted(cumulative, drawn, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # NaN: V

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dllm_gym.names import find
 from dllm_gym.tasks.base import Task
@@ -33,7 +35,8 @@ def make_task(
         FileNotFoundError: a local file that is not there.
         RuntimeError: a hub data set that cannot be reached.
     """
-    if isinstance(name, str) and not set(name) & {",", ":"}:
+    several = set(name) & {",", ":"} if isinstance(name, str) else isinstance(name, Sequence | Mapping)
+    if not several:
         return TASKS[find(_task_name(name), TASKS, "task")](dataset, split, **options)
     weights = read_mix(name)
     if dataset not in (None, "embedded", "hub"):
@@ -44,8 +47,7 @@ def make_task(
     return Mixture(tasks, list(weights.values()))
 
 
-def _task_name(name: str) -> str:
+def _task_name(name: Any) -> Any:
     """The task of an environment's id; any other name as it is."""
-    prefix, suffix = "maskeddiffusion-", "-v0"
-    folded = name.lower()
-    return folded[len(prefix) : -len(suffix)] if folded.startswith(prefix) and folded.endswith(suffix) else name
+    found = re.fullmatch(r"maskeddiffusion-(\w+)-v0", str(name), re.IGNORECASE)
+    return found[1] if found else name
