@@ -190,7 +190,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
-            f"accelerate's {kind.value}: decoding needs whole weights on every device; launch with plain DDP, and shard "
+            f"accelerate's {kind.value}: decoding needs whole weights on every device; launch with DDP, and shard "
             f"with --shard, or fit the denoiser with --lora.rank, --env.dtype bfloat16, --microbatch."
         )
     if config.shard and accelerator.num_processes == 1:
