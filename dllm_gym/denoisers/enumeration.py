@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -53,6 +54,24 @@ def random_order_log_likelihood(denoiser: Denoiser, x: Tensor, block_length: int
         ways = [log_prob[:, n, i] + rest[n - (1 << i)] for i in positions]
         rest.append(torch.stack(ways).logsumexp(dim=0) - math.log(len(ways)))
     return rest[-1].view(x.shape[:-1])
+
+
+def log_likelihood_of_orders(denoiser: Denoiser, x: Tensor) -> Tensor:
+    """Log-probability of decoding x one position at a time in each order: ``[..., L!]`` float64.
+
+    What the trajectory's likelihood is for a sampler that unmasks one position a step. Arguments and errors as
+    `random_order_log_likelihood`, which is the log of the mean of its exponential.
+    """
+    length = x.shape[-1]
+    log_prob = _log_prob(denoiser, x, _subsets(length, x.device))
+    columns = []
+    for order in permutations(range(length)):
+        masked, steps = (1 << length) - 1, []
+        for i in order:
+            steps.append(log_prob[:, masked, i])
+            masked -= 1 << i
+        columns.append(torch.stack(steps).sum(dim=0))
+    return torch.stack(columns, dim=-1).view(*x.shape[:-1], -1)
 
 
 def exact_elbo(denoiser: Denoiser, x: Tensor) -> Tensor:

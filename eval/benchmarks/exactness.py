@@ -1,9 +1,9 @@
 """Bounds and objectives against enumeration: ``python -m dllm_gym.eval.benchmarks.exactness``, as in docs/oracle.md.
 
 On tabular denoisers of a world small enough to enumerate: how far the ELBO and the EUBO are from the log-likelihood of
-random-order decoding, and how well the expected gradients of the ELBO policy gradient and of SPG agree with the true
-policy gradient, for a denoiser that comes from a joint distribution and for ones that do not; and how far
-Metropolis-Hastings chains are from the tempered distribution.
+random-order decoding, and how well the expected gradients of the trajectory's likelihood, of the ELBO policy gradient
+and of SPG agree with the true policy gradient, for a denoiser that comes from a joint distribution and for ones that do
+not; and how far Metropolis-Hastings chains are from the tempered distribution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from torch import Tensor
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers.metropolis import Metropolis
 from dllm_gym.agents.terminal import console
-from dllm_gym.denoisers.enumeration import exact_elbo, exact_eubo, random_order_log_likelihood, tempered
+from dllm_gym.denoisers.enumeration import (
+    exact_elbo,
+    exact_eubo,
+    log_likelihood_of_orders,
+    random_order_log_likelihood,
+    tempered,
+)
 from dllm_gym.denoisers.oracle import OracleDenoiser, TabularDenoiser
 
 
@@ -62,11 +68,12 @@ def policy_gradients(denoiser: TabularDenoiser, reward: Tensor, beta: float, ome
         "spg eubo": torch.where(advantage > 0, elbo, eubo),
         "spg zero": torch.where(advantage > 0, elbo, 0.0),
     }
+    expected = {name: (probability * advantage * value).sum() for name, value in surrogates.items()}
+    orders = log_likelihood_of_orders(denoiser, x)  # of all trajectories, each order as likely as another
+    each = orders.detach().exp() / orders.shape[-1]
+    expected["trace-pg"] = (each * advantage[:, None] * orders).sum()
     table = denoiser.model.table
-    return {
-        name: torch.autograd.grad((probability * advantage * value).sum(), table, retain_graph=True)[0].flatten()
-        for name, value in surrogates.items()
-    }
+    return {name: torch.autograd.grad(value, table, retain_graph=True)[0].flatten() for name, value in expected.items()}
 
 
 def main(config: Config) -> None:
@@ -82,7 +89,7 @@ def main(config: Config) -> None:
         bounds.add_column(name, justify="right")
     cosines = Table(title=f"cosine with the true policy gradient (beta {config.betas[0]:g}, omega {config.omega:g})")
     cosines.add_column("denoiser")
-    names = ("elbo-pg", "spg mixture", "spg eubo", "spg zero")
+    names = ("trace-pg", "elbo-pg", "spg mixture", "spg eubo", "spg zero")
     for name in names:
         cosines.add_column(name, justify="right")
     for label, denoiser in denoisers.items():

@@ -1,21 +1,12 @@
 """The prepared run on a GPU, at a tiny size; and the plan's command."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from dllm_gym.eval.gpu.__main__ import GPUConfig, work
 from dllm_gym.eval.gpu.measure import LLADA_8B, TINY, measure
 from dllm_gym.eval.gpu.plan import SHAPES, Setting, advice
-
-ROOT = Path(__file__).parents[2]
-
-
-def gpu(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "dllm_gym.eval.gpu", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_every_part_is_measured_and_printed_as_json(capsys):
@@ -58,10 +49,22 @@ def test_the_shape_measured_is_llada_8b():
     assert found == (shape.layers, shape.hidden, shape.mlp, shape.heads, shape.vocab)
 
 
-def test_the_plan_is_printed_before_anything_is_loaded():
-    done = gpu("--plan", "llada-8b", "--lora-rank", "128", "--gradient-checkpointing", "--memory-gb", "40")
-    assert done.returncode == 0, done.stderr
-    said = advice(SHAPES["llada-8b"], Setting(rank=128, checkpointing=True), 1, 40e9)
-    assert said in " ".join(done.stdout.split()) and "16.03" in done.stdout
-    done = gpu("--plan", "llada-9b")
-    assert done.returncode == 2 and "plan='llada-9b'" in done.stderr and "Traceback" not in done.stderr
+def test_the_plan_is_printed_before_anything_is_loaded(capsys):
+    work(GPUConfig(plan="llada-8b", lora_rank=128, gradient_checkpointing=True, memory_gb=20))
+    shown = capsys.readouterr().out
+    said = advice(SHAPES["llada-8b"], Setting(rank=128, checkpointing=True), 1, 20e9)
+    assert "16.03" in shown and said.startswith("does not fit") and "does not fit" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plan": "llada-9b"}, "plan='llada-9b': must be one of"),
+        ({"cache": "deal"}, "cache='deal': must be one of"),
+        ({"dtype": "int8"}, "dtype='int8': must be 'bfloat16' or 'float32'"),
+        ({"batch": 0}, "batch=0: must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_planned(changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        work(GPUConfig(**{"plan": "llada-8b"} | changes))

@@ -170,9 +170,9 @@ def improve_with(reward, monkeypatch, algorithm: str = "spg") -> tuple[dict, dic
     given = {}
     plain = Learner.update
 
-    def spy(learner, tokens, prompts, advantage, weight, generator, rate):
+    def spy(learner, tokens, prompts, advantage, weight, generator, rate, steps):
         given.update(tokens=tokens, prompts=prompts, advantage=advantage.view(2, 3), weight=weight.view(2, 3))
-        return plain(learner, tokens, prompts, advantage, weight, generator, rate)
+        return plain(learner, tokens, prompts, advantage, weight, generator, rate, steps)
 
     monkeypatch.setattr(Learner, "update", spy)
     env = vector_env(reward)

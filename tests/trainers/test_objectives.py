@@ -16,6 +16,13 @@ from dllm_gym.agents.trainers.denoiser.espo import ESPOConfig, espo_loss
 from dllm_gym.agents.trainers.denoiser.gdsd import SCORES, GDSDConfig, GDSDTLCConfig, gdsd_loss
 from dllm_gym.agents.trainers.denoiser.objective import Batch
 from dllm_gym.agents.trainers.denoiser.spg import NEGATIVES, SPGConfig, spg_loss
+from dllm_gym.agents.trainers.denoiser.trace import (
+    LEVELS,
+    TraceGRPOConfig,
+    TracePGConfig,
+    trace_grpo_loss,
+    trace_pg_loss,
+)
 from dllm_gym.agents.trainers.denoiser.unigrpo import UniGRPOConfig, unigrpo_loss
 from dllm_gym.agents.trainers.denoiser.wd1 import WD1Config, wd1_loss
 from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
@@ -34,6 +41,8 @@ LOSSES = {
     "unigrpo": (UniGRPOConfig(kl_weight=0.3), unigrpo_loss),
     "coupled-grpo": (CoupledGRPOConfig(kl_weight=0.0), coupled_grpo_loss),
     "wd1": (WD1Config(), wd1_loss),
+    "trace-pg": (TracePGConfig(), trace_pg_loss),
+    **{f"trace-grpo {level}": (TraceGRPOConfig(level=level), trace_grpo_loss) for level in LEVELS},
     **{f"spg {negative}": (SPGConfig(negative=negative), spg_loss) for negative in NEGATIVES},
     **{
         f"gdsd {score} {clip}": (GDSDConfig(score=score, clip=clip, reference_share=0.3, kl_weight=0.2), gdsd_loss)
@@ -94,7 +103,13 @@ def slow_terms(batch: Batch, config, b: int) -> tuple[float, float]:
         return -sum(worse(math.exp(new[at] - old[at])) for at in scored) / len(scored), kl / len(scored)
     if isinstance(config, WD1Config):
         return -advantage * sum(new.values()) / len(scored), 0.0
-    if isinstance(config, ELBOPGConfig):
+    if isinstance(config, TraceGRPOConfig) and config.level == "token":
+        return -sum(weight[at] * worse(math.exp(new[at] - old[at])) for at in scored) / 2 / 5, 0.0
+    if isinstance(config, TraceGRPOConfig):
+        steps = [[at for at in scored if at[0] == n] for n in maskings]
+        terms = [max(weight[at] for at in s) * worse(math.exp(sum(new[at] - old[at] for at in s))) for s in steps if s]
+        return -sum(terms) / 2 / 5, 0.0
+    if isinstance(config, ELBOPGConfig | TracePGConfig):
         return -advantage * elbo["new"] / 5, 0.0
     if isinstance(config, SPGConfig):
         terms = {i: [weight[at] * math.exp(config.beta * new[at]) for at in scored if at[1] == i] for i in positions}

@@ -30,8 +30,11 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TRAININGS = {
     "full": (SPGConfig, spg_loss, {}),
-    "lora": (ESPOConfig, espo_loss, {"lora": LoRAConfig(rank=4), "inner_iterations": 2}),
-    "checkpointed": (ESPOConfig, espo_loss, {"gradient_checkpointing": True, "inner_iterations": 2}),
+    "lora": (
+        ESPOConfig,
+        espo_loss,
+        {"lora": LoRAConfig(rank=4), "inner_iterations": 2, "gradient_checkpointing": True},
+    ),
 }
 
 

@@ -17,6 +17,8 @@ OBJECTIVES = {
     "unigrpo": ("unigrpo", "UniGRPOConfig", "unigrpo_loss"),
     "coupled-grpo": ("coupled_grpo", "CoupledGRPOConfig", "coupled_grpo_loss"),
     "wd1": ("wd1", "WD1Config", "wd1_loss"),
+    "trace-pg": ("trace", "TracePGConfig", "trace_pg_loss"),
+    "trace-grpo": ("trace", "TraceGRPOConfig", "trace_grpo_loss"),
     "elbo-pg": ("elbo_pg", "ELBOPGConfig", "elbo_pg_loss"),
 }
 """Name -> module of this folder, its config, its loss."""

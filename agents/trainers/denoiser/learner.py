@@ -21,6 +21,7 @@ from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.agents.trainers.sharding import gathered, shard_rest, sharded_copy
 from dllm_gym.decoding import pad_left
 from dllm_gym.decoding.corruption import Corruption, completion_mask, corrupt, corrupted_canvas
+from dllm_gym.decoding.trajectory import Trajectories, sample_steps
 from dllm_gym.denoisers.base import TrainableDenoiser
 from dllm_gym.denoisers.pretrained import PretrainedDenoiser
 from dllm_gym.types import Score
@@ -100,6 +101,7 @@ class Learner:
         weight: Tensor,
         generator: torch.Generator,
         learning_rate: float,
+        trajectories: Trajectories | None = None,
     ) -> dict[str, float]:
         """The inner iterations on one batch of E completions, of which each process has its own.
 
@@ -108,13 +110,16 @@ class Learner:
             prompts: E 1-D int64 tensors.
             advantage: ``[E]``. weight: ``[E]``, see `Batch`.
             generator: of the maskings.
+            trajectories: how the completions were written, for objectives that score that.
         """
         config, accelerator = self.config, self.accelerator
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate
         prompt, prompt_mask = pad_left(prompts)
         completion = completion_mask(tokens, self.end_tokens)
-        maskings = [self._corrupt(completion, prompt_mask, generator) for _ in range(config.inner_iterations)]
+        maskings = [
+            self._corrupt(completion, prompt_mask, generator, trajectories) for _ in range(config.inner_iterations)
+        ]
         learned = (weight > 0) & config.learns_from(advantage)
         weight = weight * learned
         # Keep one completion where nothing is learned, so that every process joins the all-reduce.
@@ -178,8 +183,13 @@ class Learner:
         sums = {"loss": totals.pop("loss"), "step_kl": step_kl, "learned_from": weight.sum()}
         return self._reduce(sums, totals, weight.sum()) | {"gradient_norm": float(norm)}
 
-    def _corrupt(self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator) -> Corruption:
-        """Maskings of all completions for one inner iteration."""
+    def _corrupt(
+        self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator, trajectories: Trajectories | None
+    ) -> Corruption:
+        """Maskings of all completions for one inner iteration; or steps of how they were written."""
+        if trajectories is not None:
+            trace = self.config.trace  # type: ignore[attr-defined]
+            return sample_steps(trajectories, prompt_mask, trace.steps, generator, trace.merge)
         kind, length = self.config.corruption, completion.shape[1]
         return corrupt(
             kind.kind,

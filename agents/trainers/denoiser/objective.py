@@ -115,6 +115,8 @@ class TrainerConfig:
 
     uses_old: ClassVar[bool] = False
     """Whether the loss reads the scores before the update."""
+    uses_trajectory: ClassVar[bool] = False
+    """Whether the steps of the rollout are scored, as the config's ``trace`` says, instead of maskings."""
 
     @property
     def uses_reference(self) -> bool:

@@ -41,6 +41,7 @@ from dllm_gym.agents.trainers.run import Run
 from dllm_gym.agents.trainers.schedule import cosine
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding.corruption import check_corruption, completion_mask
+from dllm_gym.decoding.trajectory import Trajectories
 from dllm_gym.denoisers.pretrained import PretrainedDenoiser, load_denoiser
 from dllm_gym.envs.episodes import Episodes
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -100,7 +101,8 @@ def improve(
     generator = torch.Generator(device).manual_seed(mask_seed)
     rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
     with seeded(mask_seed):  # dropout
-        metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate)
+        steps = trajectories(rollout, episodes.empty_action) if config.uses_trajectory else None
+        metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate, steps)
 
     if learner.denoiser.approximates(config.env.cache):
         metrics["cache_gap"] = cache_gap(learner, episodes, rollout, rng)
@@ -117,6 +119,14 @@ def improve(
         "forwards": sampling["nfe"],
         "seconds": seconds,
     }, problems
+
+
+def trajectories(rollout: Rollout, empty_action: str) -> Trajectories:
+    """How the completions of a rollout were written: the sampler's picks, and what the environment adds to none."""
+    seen, unmask = rollout.observation, rollout.picks > 0
+    if empty_action == "best":
+        unmask = decoding.with_best(unmask, seen)
+    return Trajectories(seen.masked, unmask & seen.eligible, rollout.episode)
 
 
 @torch.no_grad()
