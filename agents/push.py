@@ -84,8 +84,9 @@ def _part(folder: Path, wanted: str | None) -> str:
 
 def card(folder: Path, record: dict[str, Any], part: str, repo: str) -> str:
     """The model card: what it is, how to use it, how it was trained, and the comparison at the end of training."""
-    algorithm, env = record["algorithm"], record["env"]
-    base = env.get("denoiser") or "embedded"
+    algorithm, env = record["algorithm"], record.get("env")  # supervised training has no environment
+    base = (env or {}).get("denoiser") or "embedded"
+    where = f" on `{env['id']}`, denoiser `{base}`," if env else ""
     load = f'load_policy("{repo}")' if part == "policy" else f'load_denoiser("{repo}")'
     module = "dllm_gym.agents" if part == "policy" else "dllm_gym"
     what = "An unmasking policy" if part == "policy" else "A masked diffusion language model"

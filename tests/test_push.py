@@ -1,5 +1,6 @@
 """Sharing what was trained, against a hub that is a folder of the test."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from dllm_gym import load_denoiser
 from dllm_gym.agents import load_policy
 from dllm_gym.agents.cli import main
+from dllm_gym.agents.push import card
 from dllm_gym.agents.samplers.spec import make_sampler
+from dllm_gym.agents.trainers.sft import SFTConfig
 from dllm_gym.eval.cli import main as evaluate
 
 GRPO = (
@@ -92,6 +95,12 @@ def test_a_denoiser_goes_there_and_comes_back(runs, hub):
         assert torch.equal(one, other)
     card = (hub / "me/denoiser/README.md").read_text()
     assert 'load_denoiser("me/denoiser")' in card and "| confidence:k=1, spg |" in card and "base_model" not in card
+
+
+def test_the_card_of_supervised_training(tmp_path):
+    record = {"algorithm": "sft"} | json.loads(json.dumps(dataclasses.asdict(SFTConfig(steps=7))))
+    text = card(tmp_path, record, "denoiser", "me/mine")
+    assert "trained with `sft` by dllm-gym" in text and "train_policy.py sft --steps 7\n" in text
 
 
 @pytest.mark.parametrize(
