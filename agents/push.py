@@ -99,7 +99,7 @@ def card(folder: Path, record: dict[str, Any], part: str, repo: str) -> str:
         "",
         f"# {repo.partition('/')[2]}",
         "",
-        f"{what} trained with `{algorithm}` on `{env['id']}`, denoiser `{base}`, by dllm-gym {dllm_gym.__version__}.",
+        f"{what} trained with `{algorithm}`{where} by dllm-gym {dllm_gym.__version__}.",
         "",
         "```python",
         f"from {module} import {load.partition('(')[0]}",
