@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import os
 import sys
+from typing import Any
 
 from dllm_gym.agents.trainers.denoiser import OBJECTIVES
 from dllm_gym.extras import needs
@@ -85,6 +86,15 @@ def parse(name: str, flags: list[str]):
         except TypeError as error:
             raise ValueError(f"resume={folder!r}: config.json does not fit {name} ({error}).") from None
     return tyro.cli(config_type, prog=f"train_policy.py {name}", args=flags, default=default)
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """The flag that sets a config's field, by its dotted name, to a value: a word, and its values after it."""
+    option, _, last = name.rpartition(".")
+    if isinstance(value, bool):
+        last = last if value else f"no-{last}"
+        return [f"--{option}.{last}" if option else f"--{last}"]
+    return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
 def _as_typed(stored, default):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import dllm_gym
+from dllm_gym.agents.cli import ALGORITHMS, flag
 from dllm_gym.agents.trainers.run import read_config
 from dllm_gym.extras import needs
 from dllm_gym.hub import is_hub_id
@@ -118,8 +119,6 @@ def card(folder: Path, record: dict[str, Any], part: str, repo: str) -> str:
 
 def command(record: dict[str, Any]) -> str:
     """The command that trains a run: the flags that differ from their defaults."""
-    from dllm_gym.agents.cli import ALGORITHMS
-
     module, name = ALGORITHMS[record["algorithm"]]
     config_type = getattr(import_module(module), name)
     chosen = {"objective": record["objective"]} if "objective" in record else {}
@@ -136,11 +135,8 @@ def _flags(settings: dict[str, Any], default: dict[str, Any], prefix: str = "") 
         option = name.replace("_", "-")
         if isinstance(value, dict):
             flags += _flags(value, default[name], f"{prefix}{option}.")
-        elif isinstance(value, bool):
-            flags.append(f"--{prefix}{'' if value else 'no-'}{option}")
         else:
-            values = value if isinstance(value, list) else [value]
-            flags.append(" ".join([f"--{prefix}{option}", *map(str, values)]))
+            flags.append(" ".join(flag(prefix + option, value)))
     return flags
 
 

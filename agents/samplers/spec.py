@@ -48,7 +48,7 @@ def make_sampler(text: str, seed: int = 0, device: torch.device | str = "cpu") -
 
 
 def canonical(text: str) -> str:
-    """A sampler as text in its usual spelling. Raises ValueError: neither a heuristic's name nor a folder."""
+    """A sampler as text in its usual spelling. Raises ValueError: neither a heuristic's name, a folder nor a hub id."""
     name, colon, rest = text.partition(":")
     if name not in SAMPLERS and (Path(text).is_dir() or is_hub_id(text)):
         return text

@@ -24,9 +24,10 @@ class Processes:
 
     Args:
         accelerator: accelerate's; None for one process alone.
+        device: of one process alone: "auto", or as torch names it.
 
     Attributes:
-        device: where a process computes: "auto", "cpu", ... for one alone, else the device that is its own.
+        device: what was given, or with an accelerator the device that is this process's own.
         rank: number of this process, from 0.
         count: number of processes.
         main: whether this is the one that writes and prints.
@@ -140,7 +141,7 @@ def launched(device: str) -> Processes:
     Raises:
         ValueError: several processes on one given device.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if _world_size() == 1:
         return Processes(device=device)
     from accelerate import Accelerator
 
@@ -151,9 +152,13 @@ def launched(device: str) -> Processes:
 
 def alone(algorithm: str) -> None:
     """Raise ValueError where a launcher has started several processes of an algorithm that trains in one."""
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count > 1:
+    if (count := _world_size()) > 1:
         raise ValueError(f"{algorithm} trains in one process, not in {count}: start it without a launcher.")
+
+
+def _world_size() -> int:
+    """Number of processes, as launchers tell the processes that they start."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def own_threads(train: Callable) -> Callable:

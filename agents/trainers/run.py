@@ -1,8 +1,7 @@
 """One run, one folder: config.json, metrics.jsonl, TensorBoard events, checkpoints, summary.json.
 
-Checkpoints hold what a trainer's state dict holds, nested dicts, lists, numbers and tensors: the tensors as
-safetensors, the rest as JSON; nothing is pickled. They are written under a temporary name and renamed, so that a
-killed run leaves whole checkpoints only.
+Checkpoints hold what a trainer's state dict holds (`dllm_gym.agents.trainers.state_files`). They are written under a
+temporary name and renamed, so that a killed run leaves whole checkpoints only.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from dllm_gym import __version__
 from dllm_gym.agents.terminal import progress_bar
 from dllm_gym.agents.trainers.processes import Processes
-from dllm_gym.agents.trainers.sharding import ShardFiles, is_sharded, shard_file
+from dllm_gym.agents.trainers.sharding import ShardFiles, shard_file
+from dllm_gym.agents.trainers.state_files import pack, unpack
 from dllm_gym.files import append, held, in_one_line, remove_unfinished, unfinished, write_text, written
 from dllm_gym.types import Indices
 
@@ -203,7 +203,7 @@ class Run:
         """
         tensors: dict[str, torch.Tensor] = {}
         shards: dict[str, torch.Tensor] = {}
-        content: dict[str, Any] = {"step": step, "state": _pack(state, "", tensors, shards)}
+        content: dict[str, Any] = {"step": step, "state": pack(state, "", tensors, shards)}
         final = self.folder / f"checkpoint-{step:06d}"
         if shards:
             content["shards"] = self.processes.count
@@ -255,7 +255,7 @@ class Run:
             tensors = load_file(found[-1] / "state.safetensors")
             count = content.get("shards")
             shards = ShardFiles(found[-1], count, self.processes.mesh) if count else None
-            state = _unpack(content["state"], tensors, shards)
+            state = unpack(content["state"], tensors, shards)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"resume={self.config.resume!r}: {found[-1].name} cannot be read ({error}). "
@@ -343,33 +343,3 @@ def _completed(stored: dict[str, Any], config: Any) -> dict[str, Any]:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.split("-")[1]))
-
-
-def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor], shards: dict[str, torch.Tensor]) -> Any:
-    """``value`` as JSON, its tensors moved into ``tensors`` under their path, this process's part of sharded ones into
-    ``shards``."""
-    if is_sharded(value):
-        shards[name] = value.to_local().detach().clone().contiguous()
-        return {"sharded": [name, list(value.shape)]}
-    if isinstance(value, torch.Tensor):
-        tensors[name] = value.detach().clone().contiguous()
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"dict": [[key, _pack(item, f"{name}/{key}", tensors, shards)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return {"list": [_pack(item, f"{name}/{i}", tensors, shards) for i, item in enumerate(value)]}
-    return value
-
-
-def _unpack(value: Any, tensors: dict[str, torch.Tensor], shards: ShardFiles | None) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "sharded":
-        assert shards is not None
-        return shards.read(*content)
-    if kind == "dict":
-        return {key: _unpack(item, tensors, shards) for key, item in content}
-    return [_unpack(item, tensors, shards) for item in content]

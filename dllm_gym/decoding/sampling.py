@@ -23,9 +23,8 @@ def drawing_logits(logits: Tensor, sampling: TokenSampling) -> Tensor:
         left_out[:, sampling.top_k :] = True
     if sampling.top_p < 1:
         probability = ordered.softmax(dim=-1)
-        left_out |= (
-            probability.cumsum(dim=-1) - probability >= sampling.top_p
-        )  # the mass before a token; never the first
+        before = probability.cumsum(dim=-1) - probability  # the mass of more probable tokens: 0 for the first
+        left_out |= before >= sampling.top_p
     return tempered.masked_fill(torch.zeros_like(left_out).scatter(1, order, left_out), -torch.inf)
 
 

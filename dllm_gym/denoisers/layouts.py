@@ -20,6 +20,7 @@ KEPT = "original"
 PREFIX = "base_model.model."
 """What peft writes before the names of modules."""
 SMALL = ("*.json", "*.txt", "*.jinja", "*.model", "*.py")
+"""Names of the files of a checkpoint that are not weights."""
 
 
 def check_layout(layout: str) -> None:
@@ -65,7 +66,7 @@ def write_original(model, originals: Path, folder: Path, block_size: int | None)
         changed |= {"block_size": block_size, "attention_pattern": "block-causal"}
     if changed != raw:
         (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
-    names = find_family(str(path), raw["model_type"]).names
+    names = _names(originals)
     tied = model.config.tie_word_embeddings
     weights = {
         original_name(name, names): weight

@@ -76,9 +76,8 @@ class UnmaskingEnv(gym.Env):
     ## Arguments
 
     `task`: the name of a task, "gsm8k" for example; several, as in `{"gsm8k": 2, "countdown": 1}`; or a `Task`; set by
-    the id. `observe`: per-position signals in the
-    observation, of those above. `render_mode`: "ansi", "rgb_array" or "human", which prints ansi. All others are the
-    fields of `dllm_gym.envs.settings.EnvSettings`.
+    the id. `observe`: per-position signals in the observation, of those above. `render_mode`: "ansi", "rgb_array" or
+    "human", which prints ansi. All others are the fields of `dllm_gym.envs.settings.EnvSettings`.
 
     Raises:
         TypeError: an unknown argument; the message suggests the nearest one.

@@ -41,7 +41,6 @@ class Mixture(Task):
                     f"task: {lengths} cannot share a canvas: completions of {task.name} have exactly "
                     f"{task.gen_length} tokens and no end token; mix tasks of at most this length with it."
                 )
-        self.fills_canvas = all(task.fills_canvas for task in tasks)
         self.split = tasks[0].split
         self.dataset = ", ".join(dict.fromkeys(task.dataset for task in tasks))
         self.parts = tuple(self.tasks)

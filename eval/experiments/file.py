@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dllm_gym.agents.cli import ALGORITHMS, parse
+from dllm_gym.agents.cli import ALGORITHMS, flag, parse
 from dllm_gym.agents.environment import EnvConfig, env_spec
 from dllm_gym.agents.samplers.spec import is_random, make_sampler
 from dllm_gym.eval.tables import check_metric
@@ -36,7 +36,7 @@ class Training:
 
     def flags(self, **more: Any) -> list[str]:
         """Flags of ``train_policy.py``, of one thread where the settings say nothing else."""
-        return [part for name, value in ({"threads": 1} | self.settings | more).items() for part in _flag(name, value)]
+        return [part for name, value in ({"threads": 1} | self.settings | more).items() for part in flag(name, value)]
 
 
 @dataclass
@@ -135,14 +135,6 @@ def read_experiment(path: Path) -> Experiment:
             raise ValueError(f"{path}, compare {entry.first} and {entry.second}: other problems, nothing to pair.")
         check_metric(entry.metric, min(whole.cells[name].samples for name in (entry.first, entry.second)))
     return whole
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    option, _, last = name.rpartition(".")
-    if isinstance(value, bool):
-        last = last if value else f"no-{last}"
-        return [f"--{option}.{last}" if option else f"--{last}"]
-    return [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
 
 
 def _refuse_unknown(given, known: list[str], where: str) -> None:

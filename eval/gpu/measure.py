@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 from unittest.mock import patch
@@ -33,7 +33,7 @@ from dllm_gym.eval.benchmarks.timing import now
 from dllm_gym.eval.gpu.plan import Shape
 from dllm_gym.types import Action
 
-TENSOR_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
+TENSOR_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bfloat16 operations a second, by a part of the card's name, as its maker states them."""
 
 
@@ -126,6 +126,18 @@ def peak_gb(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 
+def timed(function: Callable, name: str, spent: dict[str, float], device: torch.device) -> Callable:
+    """The same function, which adds its seconds to ``spent[name]``."""
+
+    def run(*args, **kwargs):
+        start = now(device)
+        result = function(*args, **kwargs)
+        spent[name] += now(device) - start
+        return result
+
+    return run
+
+
 def random_prompts(model: ModelConfig, count: int, device: torch.device) -> list:
     """``count`` 1-D int64 tensors."""
     generator = torch.Generator().manual_seed(0)
@@ -157,7 +169,7 @@ def decoding(sizes: Sizes, device: torch.device) -> Iterator[dict]:
                     "tokens_per_second": batch * sizes.block_length / seconds,
                     "forwards_per_second": forwards / seconds,
                     "outside_the_denoiser": 1 - inside / slow,
-                    "model_flops_utilisation": utilisation(denoiser, batch, forwards / seconds, device)
+                    "model_flops_utilisation": utilisation(denoiser, model, batch, forwards / seconds)
                     if cache == "none"
                     else None,
                     "peak_gb_over_weights": None if peak is None else peak - weights,
@@ -171,33 +183,26 @@ def decode_block(
     length = sizes.model.resolved().gen_length
     session = DecodingSession.blank(denoiser, prompts, length, sizes.block_length, stop_at_eos=False, cache=cache)
     sampler = make_policy("confidence", k=k)
-    predict, inside = denoiser.predict, 0.0
-
-    def timed(*args, **kwargs):
-        nonlocal inside
-        start = now(denoiser.device)
-        prediction = predict(*args, **kwargs)
-        inside += now(denoiser.device) - start
-        return prediction
-
+    spent = {"denoiser": 0.0}
+    predict = timed(denoiser.predict, "denoiser", spent, denoiser.device) if watched else denoiser.predict
     steps = -(-sizes.block_length // k)
-    with patch.object(denoiser, "predict", timed if watched else predict):
+    with patch.object(denoiser, "predict", predict):
         start = now(denoiser.device)
         for _ in range(steps):
             seen, _ = session.observe()
             picks, _ = sampler.choose(seen)
             session.commit(seen, Action.unmasking(picks > 0))
-        return now(denoiser.device) - start, steps, inside
+        return now(denoiser.device) - start, steps, spent["denoiser"]
 
 
-def utilisation(denoiser: PretrainedDenoiser, batch: int, per_second: float, device: torch.device) -> float | None:
-    """Operations of the forward passes a second over what the card can do; None for a card that is not known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+def utilisation(denoiser: PretrainedDenoiser, model: ModelConfig, batch: int, per_second: float) -> float | None:
+    """Operations of whole forward passes a second over what the card can do; None for a card that is not known."""
+    name = torch.cuda.get_device_name(denoiser.device) if denoiser.device.type == "cuda" else ""
     best = next((flops for part, flops in TENSOR_FLOPS.items() if part in name), None)
     if best is None:
         return None
     shape = Shape.of(denoiser.causal_lm.config)
-    length = LLADA_8B.model.prompt_length + LLADA_8B.model.gen_length
+    length = model.prompt_length + model.gen_length
     matrices = 2 * shape.layers * sum(rows * columns for rows, columns in shape.matrices)
     attention = 4 * shape.layers * shape.heads * shape.head_dim * length
     return batch * length * (matrices + attention) * per_second / best
@@ -255,20 +260,10 @@ def policy_training(sizes: Sizes, device: torch.device) -> Iterator[dict]:
     policy = make_policy_network(config.policy, 0, device)
     optimizer = grpo.make_optimizer(policy, config)
     spent = {"denoiser": 0.0, "policy": 0.0, "update": 0.0}
-
-    def watched(name: str, function):
-        def run(*args, **kwargs):
-            start = now(device)
-            result = function(*args, **kwargs)
-            spent[name] += now(device) - start
-            return result
-
-        return run
-
     with (
-        patch.object(denoiser, "predict", watched("denoiser", denoiser.predict)),
-        patch.object(policy, "act", watched("policy", policy.act)),
-        patch.object(grpo, "update", watched("update", grpo.update)),
+        patch.object(denoiser, "predict", timed(denoiser.predict, "denoiser", spent, device)),
+        patch.object(policy, "act", timed(policy.act, "policy", spent, device)),
+        patch.object(grpo, "update", timed(grpo.update, "update", spent, device)),
     ):
         for iteration in range(2):
             spent.update(dict.fromkeys(spent, 0.0))

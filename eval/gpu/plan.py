@@ -1,7 +1,8 @@
 """How much memory decoding and training take, calculated from the shape of a denoiser before anything is loaded.
 
-`tests/eval/test_plan.py` compares every part with what torch really keeps, for small denoisers of each family. What is
-not counted: the CUDA context (about half a GB), the allocator's fragmentation, and kernels' workspaces.
+`tests/eval/test_plan.py` compares weights, adapters, float32 weights, Adam's states, activations and cache with what
+torch really keeps, for small denoisers; DDP's buckets, gathered layers and logits are calculated only. What is not
+counted: the CUDA context (about half a GB), the allocator's fragmentation, and kernels' workspaces.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ FLOAT32 = 4
 GB = 1e9
 LOGIT_TENSORS = 5
 """Tensors as large as a chunk of logits that stand at the same time: logits, probabilities, and what they come from."""
-TARGETS = 7
-"""Matrices of a layer that get an adapter."""
 
 
 @dataclass(frozen=True)
@@ -159,13 +158,13 @@ def _layer(shape: Shape, setting: Setting, width: int, length: int) -> float:
     """Bytes a token in a layer."""
     hidden, mlp, queries = shape.hidden, shape.mlp, shape.heads * shape.head_dim
     keys = shape.kv_heads * shape.head_dim
-    attention = (2 * queries + 2 * queries) if setting.rank and setting.half else queries + 2 * keys
+    attention = 4 * queries if setting.rank and setting.half else queries + 2 * keys
     small = FLOAT32 * shape.heads + 2 * FLOAT32 + width * length  # normalisers of attention and norms, and the mask
     if shape.qk_norm:
         small += (queries + keys) * (FLOAT32 + width) + FLOAT32 * (shape.heads + shape.kv_heads)
     if not setting.rank:
         return width * (5 * hidden + attention + 4 * mlp) + 2 * FLOAT32 * hidden + small
-    small += TARGETS * setting.rank * FLOAT32
+    small += len(shape.matrices) * setting.rank * FLOAT32
     if not setting.half:
         return FLOAT32 * (5 * hidden + attention + 4 * mlp) + small
     # Adapters read float32 copies of what their matrices read.
@@ -191,36 +190,27 @@ def shape_of(name: str) -> Shape:
 
 def advice(shape: Shape, setting: Setting, processes: int, memory: float) -> str:
     """Which flags make a setting fit into so many bytes, the cheapest first."""
-    if plan(shape, setting, processes)["peak"] <= memory:
+    changes: dict[str, dict] = {
+        "--gradient-checkpointing": {"checkpointing": True},
+        "--microbatch 1": {"microbatch": 1},
+        "--env.num-envs 8": {"rows": min(setting.rows, 8)},
+        **({"--shard": {"shard": True}} if processes > 1 else {}),
+        "--lora.rank 128": {"rank": 128, "shard": False},  # whose states are small: sharding gains nothing then
+    }
+
+    def fits(flags: list[str]) -> bool:
+        changed = replace(setting, **{name: value for flag in flags for name, value in changes[flag].items()})
+        return plan(shape, changed, processes)["peak"] <= memory
+
+    if fits([]):
         return "fits"
-    steps: list[tuple[str, dict]] = [
-        ("--gradient-checkpointing", {"checkpointing": True}),
-        ("--microbatch 1", {"microbatch": 1}),
-        ("--env.num-envs 8", {"rows": min(setting.rows, 8)}),
-    ]
-    if processes > 1:
-        steps.append(("--shard", {"shard": True}))
-    steps.append(("--lora.rank 128", {"rank": 128, "shard": False}))
     flags: list[str] = []
-    changed = setting
-    for flag, change in steps:
-        if flag == "--lora.rank 128":
-            flags = [other for other in flags if other != "--shard"]
-        changed = replace(changed, **change)
-        flags.append(flag)
-        if plan(shape, changed, processes)["peak"] <= memory:
-            needed = [f for f in flags if not _fits_without(shape, setting, processes, memory, steps, flags, f)]
+    for flag in changes:
+        flags = [other for other in flags if (other, flag) != ("--shard", "--lora.rank 128")] + [flag]
+        if fits(flags):
+            needed = [flag for flag in flags if not fits([other for other in flags if other != flag])]
             return "fits with " + " ".join(needed or flags)
     return "does not fit, whatever the flags; take more memory, or a smaller denoiser"
-
-
-def _fits_without(shape, setting, processes, memory, steps, flags, left_out) -> bool:
-    """Whether one flag is not needed beside the others."""
-    changed = setting
-    for flag, change in steps:
-        if flag in flags and flag != left_out:
-            changed = replace(changed, **change)
-    return plan(shape, changed, processes)["peak"] <= memory
 
 
 def print_plan(name: str, setting: Setting, processes: int, memory_gb: float) -> None:

@@ -187,7 +187,6 @@ def test_a_rollouts_record_gives_its_log_likelihood(text, block_length):
         score = denoiser.score(canvas, rollout.tokens.repeat(12, 1), drawn.scored.flatten(0, 1))
     log_p = likelihood.elbo(score.log_prob.unflatten(0, (12, -1)), drawn.weight).sum(dim=1)
     kept = torch.tensor([infos[n]["log_likelihood"] for n in range(8)])
-    # The environment's figure leaves out tokens that were written after what then became the end.
     torch.testing.assert_close(log_p, kept, rtol=0, atol=2e-3)
 
 
