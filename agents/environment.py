@@ -8,7 +8,7 @@ from typing import Any, cast
 import gymnasium as gym
 
 from dllm_gym.agents.workers import worker_count
-from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.denoisers.loading import load_denoiser
 from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.extras import needs
@@ -70,9 +70,8 @@ def make_envs(config: EnvConfig, split: str | None = None, **changes) -> list[Un
 
     They share denoiser and task.
     """
-    denoiser = changes.pop("denoiser", None) or load_denoiser(
-        config.denoiser_name, changes.pop("device", config.device), config.dtype, quantization=config.quantization
-    )
+    loading = config.loading | {"device": changes.pop("device", config.device)}
+    denoiser = changes.pop("denoiser", None) or load_denoiser(config.denoiser_name, **loading)
     count = min(worker_count(denoiser.device), config.num_envs)
     changes |= {"denoiser": denoiser, "num_envs": -(-config.num_envs // count)}
     first = make_env(config, split, **changes).unwrapped

@@ -152,3 +152,18 @@ def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0)
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
+
+
+def seeded_interval(first: np.ndarray, second: np.ndarray, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the difference of two means, resampling seeds and problems.
+
+    Args:
+        first, second: ``[seeds, N]``, trained from seeds that have nothing to do with each other, evaluated on the same
+            N problems. One seed, of what is not trained, is kept.
+    """
+    rng, means = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        a, b = (x[rng.integers(len(x), size=len(x))].mean(axis=0) for x in (first, second))
+        means.append((a - b)[rng.integers(len(a), size=len(a))].mean())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

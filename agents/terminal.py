@@ -15,7 +15,7 @@ def console():
 
 
 @contextmanager
-def progress_bar(total: int, start: int = 0, show: bool = True) -> Iterator[Callable[[int, dict], None]]:
+def progress_bar(total: int | None, start: int = 0, show: bool = True) -> Iterator[Callable[[int, dict], None]]:
     """A bar with reward, accuracy and NFE on it; yields ``(done, metrics) -> None``."""
     from tqdm import tqdm
 
@@ -26,7 +26,7 @@ def progress_bar(total: int, start: int = 0, show: bool = True) -> Iterator[Call
                 {k: f"{metrics[k]:.3g}" for k in ("reward", "accuracy", "nfe") if k in metrics}, refresh=False
             )
             bar.update(done - bar.n)
-            if done >= total:
+            if total is not None and done >= total:
                 bar.close()  # the comparison that follows is not training time
 
         yield update

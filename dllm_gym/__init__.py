@@ -25,7 +25,7 @@ _register_all()
 def __getattr__(name: str):
     """`load_denoiser` and `make_task` on first use: importing dllm_gym must not load torch models."""
     if name == "load_denoiser":
-        from dllm_gym.denoisers.pretrained import load_denoiser
+        from dllm_gym.denoisers.loading import load_denoiser
 
         return load_denoiser
     if name == "make_task":

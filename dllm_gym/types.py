@@ -83,6 +83,26 @@ class Canvas:
         return _put(self, rows, part)
 
 
+@dataclass
+class Outline:
+    """What the host knows of a canvas, so that it need not wait for the device; all on the CPU."""
+
+    masked: Tensor
+    """``[B, L]`` bool: not yet unmasked."""
+    steps: Tensor
+    """``[B]`` int64: steps taken."""
+    prompt_length: Tensor
+    """``[B]`` int64: real tokens of the prompt."""
+
+    def __getitem__(self, rows) -> Outline:
+        """The outline of some rows: a slice, or an index tensor on the CPU."""
+        return _take(self, rows)
+
+    def put(self, rows: Tensor, part: Outline) -> Outline:
+        """A new outline in which some rows are those of ``part``."""
+        return _put(self, rows, part)
+
+
 CONFIDENCES = ("untempered", "tempered")
 
 

@@ -20,7 +20,7 @@ from dllm_gym.agents.samplers.rollout import shares
 from dllm_gym.agents.samplers.spec import canonical, is_random, make_sampler, make_stepwise
 from dllm_gym.agents.workers import merged
 from dllm_gym.denoisers.base import Denoiser
-from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.denoisers.loading import load_denoiser
 from dllm_gym.envs.episodes import Finished
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.eval.film import play
@@ -101,7 +101,7 @@ def evaluate_cell(
     key = key_of(request)
     if file and (cell := file.cells.get(key)) and cell.end:
         return cell
-    envs = make_envs(env, config.split, denoiser=_denoiser(env.denoiser_name, env.device, env.dtype, env.quantization))
+    envs = make_envs(env, config.split, denoiser=_denoiser(env.denoiser_name, **env.loading))
     episodes = envs[0].episodes
     if not sampler.stepwise:
         cast(Metropolis, sampler).check(episodes)
@@ -205,10 +205,10 @@ def _film(frame: Frame, end: Finished) -> dict:
 _loaded: dict[tuple, Denoiser] = {}
 
 
-def _denoiser(name: str, device: str, dtype: str, quantization: str | None) -> Denoiser:
+def _denoiser(name: str, **loading) -> Denoiser:
     """`load_denoiser`, the last one kept: the cells of a grid mostly share it, and two large ones do not fit."""
-    key = (name, device, dtype, quantization)
+    key = (name, *loading.values())
     if key not in _loaded:
         _loaded.clear()
-        _loaded[key] = load_denoiser(name, device, dtype, quantization=quantization)
+        _loaded[key] = load_denoiser(name, **loading)
     return _loaded[key]

@@ -89,3 +89,15 @@ def summary(cell) -> dict:
         "undecided": cell.undecided,
         "tokens_per_second": end["tokens"] / end["seconds"] if end.get("seconds") else None,
     }
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """The mean of what is left without the lowest and the highest quarter (arXiv 2108.13264)."""
+    cut = len(values) // 4
+    return float(np.sort(values)[cut : len(values) - cut].mean())
+
+
+def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> float:
+    """How often a run of the first is above one of the second, over all pairs; equal ones count half."""
+    difference = np.subtract.outer(first, second)
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())

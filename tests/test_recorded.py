@@ -36,7 +36,7 @@ TRAININGS = {
     "grpo dpls": POLICY + "--iterations 2 --problems 2 --group 2 --experts 0.5 --policy.distribution dpls",
     "ppo": POLICY + "--iterations 3 --episodes 4 --epochs 2 --minibatches 2",
     "sb3-ppo": POLICY + "--timesteps 192 --steps 16 --batch-size 32",
-    "spg": DENOISER,
+    "spg": DENOISER + "--negative-scale 0 --learning-rate 3e-4",
     "gdsd": DENOISER + "--microbatch 2",
     "gdsd-tlc": DENOISER,
     "espo": DENOISER,

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ROOMS = """
 dllm_gym.types dllm_gym.extras dllm_gym.names dllm_gym.files dllm_gym.hub dllm_gym.oracle_joint dllm_gym.registration
-dllm_gym.rendering dllm_gym.rewards dllm_gym.decoding
+dllm_gym.rendering dllm_gym.rewards dllm_gym.transfer dllm_gym.decoding
 dllm_gym.verify
 dllm_gym.tasks dllm_gym.denoisers
 dllm_gym.envs

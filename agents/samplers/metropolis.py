@@ -40,6 +40,7 @@ from dllm_gym.decoding.corruption import Corruption, corrupt, corrupted_canvas
 from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.envs.episodes import Episodes, Finished
 from dllm_gym.names import find
+from dllm_gym.transfer import onto, read
 from dllm_gym.types import Action, Canvas, Indices, Observation
 
 LIKELIHOODS = ("trajectory", "elbo")
@@ -174,7 +175,9 @@ class Metropolis:
             nfe=torch.zeros(count, dtype=torch.int64, device=device),
             positions=torch.zeros(count, dtype=torch.int64, device=device),
         )
-        block, _ = decoding.blocks(canvas.masked, episodes.block_length, episodes.denoiser.block_offset(canvas))
+        block, _ = decoding.blocks(
+            canvas.masked, episodes.block_length, episodes.denoiser.block_offset(canvas.prompt_length)
+        )
         copies = torch.arange(count, device=device).repeat_interleave(tries)
         for n in range(int(block.max()) + 1):
             inside, start = (block == n)[copies], chains.canvas[copies]
@@ -281,18 +284,19 @@ def propose(
         rng: of the tokens and the sampler.
     """
     session = DecodingSession(episodes.denoiser, canvas, episodes.block_length, stop_at_eos=False, cache=episodes.cache)
-    log_p, log_q = torch.zeros(2, len(canvas), dtype=torch.float64, device=canvas.tokens.device)
-    while len(rows := (session.canvas.masked & inside).any(dim=1).nonzero()[: episodes.num_rows, 0]):
+    device, known = canvas.tokens.device, read(inside)
+    log_p, log_q = torch.zeros(2, len(canvas), dtype=torch.float64, device=device)
+    while len(rows := (session.outline.masked & known).any(dim=1).nonzero()[: episodes.num_rows, 0]):
         shape = (len(rows), canvas.tokens.shape[1])
-        uniforms = torch.as_tensor(rng.random(shape, dtype=np.float32), device=rows.device)
+        index, uniforms = onto(device, rows, torch.as_tensor(rng.random(shape, dtype=np.float32)))
         seen, prediction = session.observe(rows, episodes.confidence_k, episodes.sampling, uniforms)
-        drawn = torch.as_tensor(rng.random((len(rows), shape[1] + 1), dtype=np.float32), device=rows.device)
+        (drawn,) = onto(device, torch.as_tensor(rng.random((len(rows), shape[1] + 1), dtype=np.float32)))
         picks, _ = sampler.choose(seen, uniforms=drawn)
         written = decoding.with_best(picks > 0, seen) & seen.eligible
-        log_p[rows] += torch.where(written, prediction.probability.double().log(), 0.0).sum(dim=1)
-        log_q[rows] += torch.where(written, prediction.draw_log_prob.double(), 0.0).sum(dim=1)
+        log_p[index] += torch.where(written, prediction.probability.double().log(), 0.0).sum(dim=1)
+        log_q[index] += torch.where(written, prediction.draw_log_prob.double(), 0.0).sum(dim=1)
         session.commit(seen, Action.unmasking(written), rows)
-    return Proposals(session.canvas, log_p, log_q, session.positions)
+    return Proposals(session.canvas, log_p, log_q, session.positions.to(device))
 
 
 def accept(log_weight: Tensor, log_uniform: Tensor) -> Tensor:

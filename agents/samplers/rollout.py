@@ -17,6 +17,7 @@ from torch import Tensor
 from dllm_gym.agents.samplers.base import Sampler, as_sampler
 from dllm_gym.agents.workers import side_by_side
 from dllm_gym.envs.episodes import Episodes, Finished
+from dllm_gym.transfer import onto
 from dllm_gym.types import Action, Indices, Observation, Problem, Rollout
 
 
@@ -91,19 +92,23 @@ def play(
                 if draws:
                     choosing[row] = np.random.default_rng([*np.atleast_1d(seed), number, 1 + sampler.seed])
             episodes.begin(free, [index for _, index in taken])
-        observation = episodes.observe()
+        observation = episodes.observe(check=False)
         running = np.flatnonzero(episodes.active)
-        rows = torch.as_tensor(running, device=episodes.device)
-        seen, drawn = observation[rows], []
+        (rows,) = onto(episodes.device, torch.as_tensor(running))
+        seen, drawn = observation[rows], ()
         if draws:
             uniforms = [choosing[row].random(episodes.gen_length + 1, dtype=np.float32) for row in running]
-            drawn = [torch.as_tensor(np.stack(uniforms), device=episodes.device)]
-        picks, log_prob = sampler.choose(seen, explore, *drawn)
+            drawn = onto(episodes.device, torch.as_tensor(np.stack(uniforms)))
+        try:
+            picks, log_prob = sampler.choose(seen, explore, *drawn)
+        except FloatingPointError:
+            episodes.observe()  # is it the denoiser's fault?
+            raise
         if log:
             log.observations.append(seen)
             log.picks.append(picks)
             log.log_probs.append(log_prob)
-            log.episodes.append(torch.as_tensor(owner, device=episodes.device)[rows])
+            log.episodes.append(torch.as_tensor(owner[running]))
         unmask = torch.zeros_like(observation.masked).index_copy(0, rows, picks > 0)
         for end in episodes.commit(Action.unmasking(unmask)):
             yield Ended(int(owner[end.row]), episodes.problems[end.row], end, episodes.canvas.tokens[end.row])
@@ -150,7 +155,7 @@ def collect(
     logs, parts = zip(*side_by_side([partial(played_by, *share) for share in shares(envs, len(problems))]), strict=True)
     played = sorted((one for part in parts for one in part), key=lambda one: one.number)
     ends, device = [one.end for one in played], played[0].tokens.device
-    episode = torch.cat([episode for log in logs for episode in log.episodes])
+    episode = torch.cat([episode for log in logs for episode in log.episodes]).to(device)
     order = episode.argsort(stable=True)  # an episode's steps come in order, among those of other rows
     return Rollout(
         problems=[one.problem for one in played],

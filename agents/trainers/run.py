@@ -124,9 +124,10 @@ class Run:
 
     def steps(
         self,
-        total: int,
+        total: int | None,
         parts: dict[str, Any],
         *,
+        until: Callable[[], bool] = lambda: False,
         show: bool = True,
         saved: Callable[[int], None] = lambda done: None,
     ) -> Iterator[int]:
@@ -136,19 +137,21 @@ class Run:
         process was asked to stop, all of them do, by SystemExit.
 
         Args:
-            total: steps of the whole run.
+            total: steps of the whole run; None: ``until`` says when it ends.
             parts: what a checkpoint holds: objects with ``state_dict`` and ``load_state_dict``, or lists of them.
+            until: asked after each step, whether it was the last one.
             show: a progress bar.
             saved: called with the number of steps done, beside each checkpoint, in the main process.
         """
-        start = self.restore(parts)
-        with progress_bar(total, start, show=show and self.main) as self._bar:
-            for step in range(start, total):
-                self._step = step
-                yield step
-                done = step + 1
+        done = self.restore(parts)
+        with progress_bar(total, done, show=show and self.main) as self._bar:
+            while done != total and not until():
+                self._step = done
+                yield done
+                done += 1
                 self.stop_requested = self.processes.any(self.stop_requested)
-                if done % self.config.checkpoint_every == 0 or done == total or self.stop_requested:
+                last = done == total or until()
+                if done % self.config.checkpoint_every == 0 or last or self.stop_requested:
                     if self.main:
                         saved(done)
                     self.save(done, _states(parts) | {"totals": self.totals})

@@ -26,7 +26,8 @@ from dllm_gym.agents.trainers.processes import Processes, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.denoisers.attention import AttentionPattern, additive, count_positions
-from dllm_gym.denoisers.pretrained import PretrainedDenoiser, load_denoiser
+from dllm_gym.denoisers.loading import load_denoiser
+from dllm_gym.denoisers.pretrained import PretrainedDenoiser
 from dllm_gym.files import written
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import GeneratedTask

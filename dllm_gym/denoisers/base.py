@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dllm_gym.decoding.sampling import draw, drawing_logits
-from dllm_gym.types import Canvas, Prediction, Score, TokenSampling
+from dllm_gym.transfer import onto
+from dllm_gym.types import Canvas, Outline, Prediction, Score, TokenSampling
 
 CHUNK = 1 << 24
 """Logits (positions x vocabulary) that stand in float32 at any one time: 64 MiB."""
@@ -70,20 +71,28 @@ class Denoiser(ABC):
         """Logits ``[N, V]`` of features ``[N, H]``."""
         return features
 
-    def features(self, canvas: Canvas, at: Tensor) -> Tensor:
-        """What the head reads at the positions ``at`` ``[B, L]`` bool: ``[N, H]``, row by row."""
-        return self.encode(*inputs_of(canvas))[:, -canvas.tokens.shape[1] :][at]
+    def features(self, canvas: Canvas, at: Tensor, padded: bool | None = None) -> Tensor:
+        """What the head reads at some positions: ``[N, H]``, row by row.
+
+        Args:
+            canvas: B rows of L positions.
+            at: ``[B, L]`` bool, the positions; on the device, or on the CPU, where nobody has to wait for them.
+            padded: whether a prompt has padding; None: look, and wait for the device.
+        """
+        tokens, attention_mask = inputs_of(canvas)
+        return self.encode(tokens, attention_mask)[:, -canvas.tokens.shape[1] :][places(at, tokens.device)]
 
     def scoring_features(self, canvas: Canvas, targets: Tensor, at: Tensor) -> Tensor:
         """The same for `score`, whose masked tokens ``targets`` ``[B, L]`` are known."""
         return self.features(canvas, at)
 
-    def block_offset(self, canvas: Canvas) -> Tensor | int:
+    def block_offset(self, prompt_length: Tensor) -> Tensor | int:
         """``[B, 1]`` int64: how many of the prompt's last tokens are in the first block of the completion.
 
-        A block-causal denoiser counts its blocks from the first token of the prompt; for others it is 0.
+        A block-causal denoiser counts its blocks from the first token of the prompt, whose length is
+        ``prompt_length`` ``[B]`` int64; for others it is 0.
         """
-        return 0 if self.block_size is None else canvas.prompt_length[:, None] % self.block_size
+        return 0 if self.block_size is None else prompt_length[:, None] % self.block_size
 
     def make_memory(self, cache: str, num_rows: int, block_length: int) -> Memory:
         """What a decoding session keeps of its rows between forward passes.
@@ -120,6 +129,7 @@ class Denoiser(ABC):
         *,
         at: Tensor | None = None,
         encode: Callable[[Canvas, Tensor], Tensor] | None = None,
+        check: bool = True,
     ) -> Prediction:
         """One forward pass: token, confidence and entropy at every masked position (zeros elsewhere).
 
@@ -133,18 +143,20 @@ class Denoiser(ABC):
                 in all probabilities here.
             uniforms: ``[B, L]`` float32 in [0, 1), needed at a temperature above 0: one number per position, read off
                 the inverse distribution function, so that a row's draw does not depend on the rows beside it.
-            at: ``[B, L]`` bool, the masked positions to predict; None: all of them.
+            at: ``[B, L]`` bool, the masked positions to predict; None: all of them. On the CPU: see `features`.
             encode: the forward pass, which may remember earlier ones; None: `features`.
+            check: wait for the device, and see whether all is finite. If False, look at the entropy later.
 
         Returns:
             `Prediction`, ``[B, L]`` and ``[B, L, k]``.
 
         Raises:
             ValueError: temperature above 0 without uniforms.
-            FloatingPointError: the logits of a masked position are NaN, infinite, or all minus infinity.
+            FloatingPointError: the logits of a masked position are NaN, infinite, or all minus infinity; then the
+                entropy is NaN there.
         """
         at = canvas.masked if at is None else at
-        rows, columns = at.nonzero(as_tuple=True)
+        rows, columns = places(at, canvas.tokens.device)
         features = (encode or self.features)(canvas, at)
         drawn_at = None
         if sampling.temperature > 0:
@@ -175,7 +187,7 @@ class Denoiser(ABC):
             if sampling.end_tokens_last:
                 confidence = confidence.masked_fill(torch.isin(token, ends)[:, None], 0.0)
             parts.append((token, probability.gather(1, token[:, None])[:, 0], draw_log_prob, confidence, entropy))
-        if not all(part[-1].isfinite().all() for part in parts):
+        if check and not all(part[-1].isfinite().all() for part in parts):
             raise FloatingPointError(self.not_finite(canvas))
 
         def scatter(values: Tensor) -> Tensor:
@@ -238,15 +250,18 @@ class Denoiser(ABC):
 
 
 class Memory(ABC):
-    """What a decoding session keeps of R rows between forward passes."""
+    """What a decoding session keeps of R rows between forward passes.
+
+    Rows, outlines and ``at`` are on the CPU: the host prepares a forward pass without waiting for the device.
+    """
 
     positions: Tensor
-    """``[R]`` int64: token positions forwarded for each row since it began."""
+    """``[R]`` int64, on the CPU: token positions forwarded for each row since it began."""
     looks_ahead = True
     """Whether positions beyond the active block are predicted too."""
 
     @abstractmethod
-    def encode(self, canvas: Canvas, rows: Tensor, at: Tensor) -> Tensor:
+    def encode(self, canvas: Canvas, outline: Outline, rows: Tensor, at: Tensor) -> Tensor:
         """The forward pass for rows ``[B]`` int64, ascending: features ``[N, H]`` of ``at`` ``[B, L]`` bool."""
 
     def forget(self, rows: Tensor) -> None:
@@ -259,13 +274,12 @@ class Recompute(Memory):
 
     def __init__(self, denoiser: Denoiser, num_rows: int):
         self.denoiser = denoiser
-        self.positions = torch.zeros(num_rows, dtype=torch.int64, device=denoiser.device)
+        self.positions = torch.zeros(num_rows, dtype=torch.int64)
         self.looks_ahead = denoiser.block_size is None
 
-    def encode(self, canvas: Canvas, rows: Tensor, at: Tensor) -> Tensor:
-        forwarded = canvas.prompt_length + canvas.tokens.shape[1]
-        self.positions = self.positions.index_add(0, rows, forwarded)
-        return self.denoiser.features(canvas, at)
+    def encode(self, canvas: Canvas, outline: Outline, rows: Tensor, at: Tensor) -> Tensor:
+        self.positions = self.positions.index_add(0, rows, outline.prompt_length + canvas.tokens.shape[1])
+        return self.denoiser.features(canvas, at, bool((outline.prompt_length < canvas.prompt.shape[1]).any()))
 
 
 class TrainableDenoiser(Denoiser):
@@ -273,6 +287,12 @@ class TrainableDenoiser(Denoiser):
 
     model: Any
     """An ``nn.Module`` with all weights; `score` is differentiable with respect to them."""
+
+
+def places(at: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column, ``[N]`` int64 each on a device, of what is True in ``at``; waits only if that is there too."""
+    rows, columns = onto(device, *at.nonzero(as_tuple=True))
+    return rows, columns
 
 
 def inputs_of(canvas: Canvas) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,8 @@ from torch import Tensor
 from dllm_gym import decoding
 from dllm_gym.denoisers.attention import count_positions
 from dllm_gym.denoisers.base import Memory, inputs_of
-from dllm_gym.types import Canvas
+from dllm_gym.transfer import onto
+from dllm_gym.types import Canvas, Outline
 
 if TYPE_CHECKING:
     from dllm_gym.denoisers.pretrained import PretrainedDenoiser
@@ -52,7 +53,7 @@ class KeyValueCache(Memory):
         self.looks_ahead = cache == "prompt"
         self._shift = int(denoiser.shifted)
         """1 where column i - 1 predicts token i; windows then begin one column earlier."""
-        self.positions = torch.zeros(num_rows, dtype=torch.int64, device=denoiser.device)
+        self.positions = torch.zeros(num_rows, dtype=torch.int64)
         self._capacity = 0
         """Columns of the buffers: a spare one, which nothing reads, and then, right-aligned, those of the rows."""
         self._keys: dict[int, Tensor] = {}
@@ -69,45 +70,52 @@ class KeyValueCache(Memory):
         super().forget(rows)
         self._kept = self._kept.index_fill(0, rows, -1)
 
-    def encode(self, canvas: Canvas, rows: Tensor, at: Tensor) -> Tensor:
+    def encode(self, canvas: Canvas, outline: Outline, rows: Tensor, at: Tensor) -> Tensor:
         if self._weights != self.denoiser.weights_version():
             self._begin_anew()
         width, length = canvas.prompt.shape[1], canvas.tokens.shape[1]
+        device = canvas.tokens.device
         self._reserve(width + length)
-        start, end, entering = self._windows(canvas, rows)
+        start, end, entering = self._windows(canvas, outline, rows)
         row_of, column_of = at.nonzero(as_tuple=True)
         features = None
-        first = width - canvas.prompt_length
+        first = width - outline.prompt_length
         for part in (entering, ~entering):
             if not part.any():
                 continue
             index = part.nonzero()[:, 0]
-            hidden = self._forward(canvas[index], rows[index], start[index], end[index])
-            if features is None:
-                features = hidden.new_empty(len(row_of), hidden.shape[-1])
-            here = part[row_of]
+            own = canvas if part.all() else canvas[onto(device, index)[0]]
+            hidden = self._forward(own, rows[index], start[index], end[index])
+            here = part[row_of].nonzero()[:, 0]
             row, column = row_of[here], width + column_of[here] - self._shift
             column = torch.maximum(column, first[row]) - (end[row] - hidden.shape[1])
-            features[here] = hidden[(part.cumsum(dim=0) - 1)[row], column]
+            row, column, here = onto(device, (part.cumsum(dim=0) - 1)[row], column, here)
+            found = hidden[row, column]
+            if part.all():
+                features = found
+            else:
+                features = hidden.new_empty(len(row_of), hidden.shape[-1]) if features is None else features
+                features[here] = found
         self.positions = self.positions.index_add(0, rows, end - torch.maximum(start, first))
         assert features is not None
         return features
 
-    def _windows(self, canvas: Canvas, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _windows(self, canvas: Canvas, outline: Outline, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """First column, column after the last, and whether the row enters a block: ``[B]`` each. Notes what is kept."""
         width, length = canvas.prompt.shape[1], canvas.tokens.shape[1]
-        prompt_length, offset = canvas.prompt_length, self.denoiser.block_offset(canvas)
-        _, active = decoding.blocks(canvas.masked, self.block_length, offset)
+        prompt_length, offset = outline.prompt_length, self.denoiser.block_offset(outline.prompt_length)
+        _, active = decoding.blocks(outline.masked, self.block_length, offset)
         block = active[:, 0]
         block_start = (active * self.block_length - offset)[:, 0]  # before the completion, where it shares a block
         block_end = width + (block_start + self.block_length).clamp(max=length)
         whole = torch.full_like(block_end, width + length)
         kept = self._kept[rows]
         if self.cache == "prompt":
-            if (fresh := kept < 0).any():
-                self._forward_prompts(canvas[fresh], rows[fresh])
+            fresh = (kept < 0).nonzero()[:, 0]
+            if len(fresh):
+                self._forward_prompts(canvas[onto(canvas.tokens.device, fresh)[0]], outline[fresh], rows[fresh])
             self._kept = self._kept.index_copy(0, rows, prompt_length)
-            return torch.full_like(block_end, width), whole, torch.zeros_like(fresh)
+            return torch.full_like(block_end, width), whole, torch.zeros_like(whole, dtype=torch.bool)
         if self.denoiser.block_size:
             finished = prompt_length + block_start
             kept = torch.minimum(kept.clamp(min=0), finished)  # less, where a written token was taken back
@@ -124,21 +132,22 @@ class KeyValueCache(Memory):
         window = int((end - start).max())
         # A block-causal row sees nothing beyond its window.
         stop = int(end.max()) if self.denoiser.block_size else canvas.prompt.shape[1] + canvas.tokens.shape[1]
-        columns = (end[:, None] - window) + torch.arange(window, device=end.device)
+        columns = (end[:, None] - window) + torch.arange(window)
         outside = columns < start[:, None]
         columns = columns.clamp(min=0)
         tokens, real = inputs_of(canvas)
-        position = count_positions(real)
-        prompt_length = canvas.prompt_length
-        here = position.gather(1, columns)
-        visible = self.denoiser.pattern.sees(here, position[:, :stop], prompt_length)
         spare = self._capacity - tokens.shape[1]
-        pass_ = _Pass(self, rows, torch.where(outside, 0, spare + columns), slice(spare, spare + stop))
+        every = len(rows) == self.num_rows
+        columns, write, rows = onto(tokens.device, columns, torch.where(outside, 0, spare + columns), rows)
+        position = count_positions(real)
+        here = position.gather(1, columns)
+        visible = self.denoiser.pattern.sees(here, position[:, :stop], canvas.prompt_length)
+        pass_ = _Pass(self, None if every else rows, write, slice(spare, spare + stop))
         return self.denoiser.run(tokens.gather(1, columns), here, visible, pass_)
 
-    def _forward_prompts(self, canvas: Canvas, rows: Tensor) -> None:
+    def _forward_prompts(self, canvas: Canvas, outline: Outline, rows: Tensor) -> None:
         """Keep the keys and values of prompts, each of which is forwarded once, however many rows have it."""
-        width = int(canvas.prompt_length.max())
+        width = int(outline.prompt_length.max())
         if not width:
             return
         prompts = canvas.prompt.masked_fill(~canvas.prompt_mask, -1)[:, -width:]
@@ -146,9 +155,10 @@ class KeyValueCache(Memory):
         position = count_positions(prompts >= 0)
         visible = self.denoiser.pattern.sees(position, position, position[:, -1] + 1)
         end = self._capacity - canvas.tokens.shape[1]
-        columns = torch.arange(end - width, end, device=rows.device).expand(len(rows), -1)
-        self.denoiser.run(prompts.clamp(min=0), position, visible, _Pass(self, rows, columns, None, copies))
-        self.positions = self.positions.index_add(0, rows, canvas.prompt_length)
+        columns = torch.arange(end - width, end, device=prompts.device).expand(len(rows), -1)
+        (index,) = onto(prompts.device, rows)
+        self.denoiser.run(prompts.clamp(min=0), position, visible, _Pass(self, index, columns, None, copies))
+        self.positions = self.positions.index_add(0, rows, outline.prompt_length)
 
     def _reserve(self, columns: int) -> None:
         """Make room for so many columns. Raises ValueError where there is no memory for them."""
@@ -180,31 +190,34 @@ class _Pass:
 
     Args:
         cache: the buffers.
-        rows: ``[B]`` int64, the rows to keep keys and values of.
+        rows: ``[B]`` int64, the rows to keep keys and values of; None: all.
         write: ``[B, W]`` int64, the buffers' columns that they are written to.
         read: the buffers' columns that are attended to; None: those of the forward pass alone.
         copies: ``[B]`` int64, which row of the forward pass each row has; None: its own.
     """
 
     def __init__(
-        self, cache: KeyValueCache, rows: Tensor, write: Tensor, read: slice | None, copies: Tensor | None = None
+        self, cache: KeyValueCache, rows: Tensor | None, write: Tensor, read: slice | None, copies: Tensor | None = None
     ):
         self.cache, self.rows, self.write, self.read, self.copies = cache, rows, write, read, copies
-        self.every = len(rows) == cache.num_rows
+        self.layers = 0
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
-        """Keep ``[B, heads, W, head size]``, and return what is attended to."""
+    @torch.compiler.disable  # every layer has buffers of its own, and would be compiled for itself
+    def update(self, key: Tensor, value: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        """Keep ``[B, heads, W, head size]``, and return what is attended to. The layers call it in their order."""
+        layer = self.layers = self.layers + 1
         return self._keep(self.cache._keys, key, layer), self._keep(self.cache._values, value, layer)
 
     def _keep(self, kept: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
         buffer = self.cache.buffer(kept, layer, new)
-        rows, write = self.rows.to(new.device), self.write.to(new.device)
+        write = self.write.to(new.device)
+        rows = torch.arange(len(write), device=new.device) if self.rows is None else self.rows.to(new.device)
         own = new if self.copies is None else new[self.copies.to(new.device)]
         buffer[rows[:, None], :, write] = own.transpose(1, 2)
         if self.read is None:
             return new
         attended = buffer[:, :, self.read]
-        return attended if self.every else attended.index_select(0, rows)
+        return attended if self.rows is None else attended.index_select(0, rows)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,18 @@ from torch import Tensor
 
 from dllm_gym.denoisers import checkpoints, layouts
 from dllm_gym.denoisers.attention import BIDIRECTIONAL, AttentionPattern, additive, count_positions
-from dllm_gym.denoisers.base import Denoiser, Memory, Recompute, TrainableDenoiser, inputs_of
+from dllm_gym.denoisers.base import Memory, Recompute, TrainableDenoiser, inputs_of, places
 from dllm_gym.denoisers.cache import KeyValueCache
-from dllm_gym.denoisers.checkpoints import EMBEDDED
 from dllm_gym.denoisers.families import find_family
-from dllm_gym.denoisers.oracle import OracleDenoiser
-from dllm_gym.extras import needs
 from dllm_gym.files import written
 from dllm_gym.types import Canvas
 
-__all__ = ["EMBEDDED", "PretrainedDenoiser", "load_denoiser"]
-
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float32": torch.float32,
-    "fp32": torch.float32,
-}
 CACHES = {
     "bidirectional": ("none", "prefix", "dual"),
     "prompt-causal": ("prompt", "none", "prefix", "dual"),
     "block-causal": ("prefix", "none"),
 }
 """What can be kept of a denoiser with this attention pattern; the first is exact."""
-
-ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 
 
 class PretrainedDenoiser(TrainableDenoiser):
@@ -88,8 +72,10 @@ class PretrainedDenoiser(TrainableDenoiser):
             raise ValueError(
                 f"{self.name}: a block-causal denoiser whose column i - 1 predicts token i cannot be decoded."
             )
-        if config._attn_implementation == "flash_attention_2":
-            self.caches = ("none",)  # its kernels take no mask over kept keys
+        self.takes_no_mask = config._attn_implementation == "flash_attention_2"
+        """Whether attention takes padding only, and no mask of what each position sees."""
+        if self.takes_no_mask:
+            self.caches = ("none",)
 
     @property
     def causal_lm(self):
@@ -105,24 +91,18 @@ class PretrainedDenoiser(TrainableDenoiser):
             ValueError: a prompt-causal denoiser is not told where the completion begins.
         """
         first: Tensor | int = 0
-        if attention_mask is not None and attention_mask.all():
-            attention_mask = None
         if attention_mask is not None:
             first = attention_mask.int().argmax(dim=1, keepdim=True)
-        if self.pattern == BIDIRECTIONAL:
-            padding = {}
-            if attention_mask is not None:
-                position_ids = count_positions(attention_mask).clamp(min=0)
-                padding = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
-            features = self.causal_lm.model(input_ids=tokens, use_cache=False, **padding).last_hidden_state
-            features = features.to(tokens.device)  # with a device map they may end up elsewhere
+        position = count_positions(torch.ones_like(tokens) if attention_mask is None else attention_mask)
+        if self.pattern == BIDIRECTIONAL and (attention_mask is None or self.takes_no_mask):
+            padding = None if attention_mask is None else attention_mask.long()
+            features = self._forward(tokens, padding, position)
         else:
             if prompt_length is None and self.pattern.name == "prompt-causal":
                 raise ValueError(
                     f"{self.name} is prompt-causal: give prompt_length, [B] int64, the number of tokens before the "
                     f"completion."
                 )
-            position = count_positions(torch.ones_like(tokens) if attention_mask is None else attention_mask)
             lengths = tokens.new_zeros(len(tokens)) if prompt_length is None else prompt_length
             features = self.run(tokens, position, self.pattern.sees(position, position, lengths))
         if self.shifted:
@@ -139,20 +119,23 @@ class PretrainedDenoiser(TrainableDenoiser):
             visible: ``[B, W, C]`` bool, which of the C columns attended to each one sees.
             kept: gives the keys and values of these C, as a transformers cache does; None: they are the W columns.
         """
-        mask = additive(visible, self.dtype)
+        return self._forward(tokens, additive(visible, self.dtype), position, kept)
+
+    def _forward(self, tokens: Tensor, attention_mask: Tensor | None, position: Tensor, kept: Any = None) -> Tensor:
         hidden = self.causal_lm.model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=attention_mask,
             position_ids=position.clamp(min=0),
             past_key_values=kept,
             use_cache=False,
         ).last_hidden_state
         return hidden.to(tokens.device)  # with a device map they may end up elsewhere
 
-    def features(self, canvas: Canvas, at: Tensor) -> Tensor:
+    def features(self, canvas: Canvas, at: Tensor, padded: bool | None = None) -> Tensor:
         tokens, attention_mask = inputs_of(canvas)
-        features = self.encode(tokens, attention_mask, canvas.prompt_length)
-        return features[:, -canvas.tokens.shape[1] :][at]
+        padded = not canvas.prompt_mask.all() if padded is None else padded
+        features = self.encode(tokens, attention_mask if padded else None, canvas.prompt_length)
+        return features[:, -canvas.tokens.shape[1] :][places(at, tokens.device)]
 
     def scoring_features(self, canvas: Canvas, targets: Tensor, at: Tensor) -> Tensor:
         """Of a block-causal denoiser, a masked block sees earlier ones unmasked, in one forward pass of both copies.
@@ -177,7 +160,7 @@ class PretrainedDenoiser(TrainableDenoiser):
         )
         visible = visible & (both >= 0)[:, None]
         hidden = self.run(torch.cat([clean, tokens[:, width - shared :]], dim=1), both, visible)
-        return hidden[:, -length:][at]
+        return hidden[:, -length:][places(at, hidden.device)]
 
     def make_memory(self, cache: str, num_rows: int, block_length: int) -> Memory:
         cache = self.resolve_cache(cache)
@@ -243,6 +226,12 @@ class PretrainedDenoiser(TrainableDenoiser):
                 hook.remove()
         return next(iter(found), None)
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile the layers in place, for any number of rows and columns; weights and their names stay as they are."""
+        for layer in self.causal_lm.model.layers:
+            layer.self_attn.layer_idx = 0  # for a number of its own, each layer would be compiled for itself
+            layer.compile(backend=backend, dynamic=True)
+
     def merge(self) -> PretrainedDenoiser:
         """Write the adapter, where there is one, into the weights; the denoiser is then an ordinary one again."""
         if self.quantization:
@@ -292,175 +281,6 @@ class PretrainedDenoiser(TrainableDenoiser):
             self.tokenizer.save_pretrained(temporary)
             if self.originals and not adapted:
                 layouts.copy_small_files(self.originals, temporary / layouts.KEPT)
-
-
-def load_denoiser(
-    name_or_path: str | Path,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    *,
-    attention: str = "auto",
-    device_map: str | dict | None = None,
-    block_size: int | None = None,
-    quantization: str | None = None,
-) -> Denoiser:
-    """A denoiser by name, folder or hub id. Nothing that a checkpoint brings is run, and no pickle is read.
-
-    Args:
-        name_or_path: "embedded", "embedded-early" or "oracle"; a folder; or a hub id ("GSAI-ML/LLaDA-8B-Instruct",
-            "Dream-org/Dream-v0-Instruct-7B", "JetLM/SDAR-1.7B-Chat"), which is downloaded once. A folder may hold LLaDA
-            (model_type "llada"), Dream ("Dream"), SDAR or TraDo ("sdar"), or A2D models ("a2d-qwen3", "a2d-qwen2",
-            "a2d-llama") as published, in one or several safetensors files; what `train_policy.py sft` or
-            `PretrainedDenoiser.save` wrote; or a peft adapter (adapter_config.json): it is loaded frozen on its base.
-        device: "auto" (CUDA where there is one), or a torch device.
-        dtype: "auto" (bfloat16 on CUDA, float32 on the CPU), "bfloat16", "float16", "float32" ("bf16", "fp16",
-            "fp32"), or a torch dtype.
-        attention: "auto" ("sdpa" on CUDA; "eager" on a CPU, where it is faster for short sequences), "sdpa", "eager" or
-            "flash_attention_2".
-        device_map: handed to transformers' `from_pretrained` ("auto", or modules and their devices), to spread a model
-            over several GPUs; instead of `device`, which is then the embedding's.
-        block_size: number of positions per block of a block-causal checkpoint, SDAR or an A2D model trained with
-            BD3-LM's objective. None: what config.json says, or 4 for SDAR; an A2D model is then bidirectional.
-        quantization: "nf4": the matrices of the layers in 4 bits (bitsandbytes), to train adapters on; `dtype` is what
-            they compute in. None: as they are.
-
-    Raises:
-        FileNotFoundError: neither a known name, nor a checkpoint folder, nor to be had from the hub.
-        ValueError: a checkpoint of another kind, incomplete, or with missing, unused or misshapen weights; a config
-            that the transformers class cannot express; no mask or end token; an argument not among the above.
-        ImportError: an adapter without peft, or quantization without bitsandbytes.
-    """
-    if str(name_or_path) == "oracle":
-        return OracleDenoiser.default("cpu" if device == "auto" else device)
-    given = f"denoiser={str(name_or_path)!r}"
-    known = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if not (known == "auto" or (isinstance(known, torch.dtype) and known.is_floating_point)):
-        raise ValueError(f"dtype={dtype!r}: must be 'auto', a floating torch dtype, or one of {sorted(DTYPES)}.")
-    dtype = known
-    if device_map is not None and device != "auto":
-        raise ValueError(f"device={str(device)!r}: leave it out if device_map is given, which says the devices.")
-    try:
-        torch.device("cpu" if device == "auto" else device)
-    except RuntimeError:
-        raise ValueError(f"device={str(device)!r}: must be 'auto', 'cpu', 'cuda', or one as torch names it.") from None
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}: torch sees no CUDA device; give 'auto' or 'cpu'.")
-    _require_attention(attention)
-    quantized = _quantization(quantization, dtype)
-    folder, source = checkpoints.find_folder(given, name_or_path)
-    if not (folder / "config.json").is_file():
-        options: dict[str, Any] = {
-            "device": device,
-            "dtype": dtype,
-            "attention": attention,
-            "quantization": quantization,
-        }
-        return _load_adapter(given, folder, **options, device_map=device_map, block_size=block_size)
-    if device_map is None:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        device_map = {"": device}  # read straight to where it belongs
-    if dtype == "auto":
-        on_cuda = device.type == "cuda" if isinstance(device, torch.device) else torch.cuda.is_available()
-        dtype = torch.bfloat16 if on_cuda else torch.float32
-    if attention == "auto":
-        attention = "eager" if isinstance(device, torch.device) and device.type == "cpu" else "sdpa"
-
-    raw = checkpoints.read_json(given, folder / "config.json")
-    family = find_family(given, raw.get("model_type"))
-    model_class, config = checkpoints.read_config(given, folder, raw, family)
-    tokenizer = checkpoints.read_tokenizer(given, folder)
-    checkpoints.set_tokens(given, config, raw, family, tokenizer, block_size)
-    if attention == "flash_attention_2" and config.attention_pattern != "bidirectional":
-        raise ValueError(
-            f"attention={attention!r}: it cannot be {config.attention_pattern}, as {given} is; give 'sdpa'."
-        )
-    weights = checkpoints.read_weights(given, folder, model_class, config, family.names)
-    with checkpoints.quiet():
-        model = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=weights,
-            dtype=dtype,
-            device_map=device_map,
-            attn_implementation=attention,
-            **quantized(dtype),
-        )
-    model.name_or_path = source  # peft writes it into adapters
-    denoiser = PretrainedDenoiser(model, tokenizer)
-    denoiser.originals = layouts.originals_of(folder, family)
-    denoiser.quantization = quantization
-    return denoiser
-
-
-def _load_adapter(given: str, folder: Path, **options) -> PretrainedDenoiser:
-    """The base that an adapter folder names, with the adapter on it."""
-    try:
-        from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-    except ImportError:
-        raise ImportError(f"{given}: an adapter needs peft: pip install peft.") from None
-
-    raw = checkpoints.read_json(given, folder / checkpoints.ADAPTER)
-    base = raw.get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{given}: {checkpoints.ADAPTER} has no base_model_name_or_path.")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ValueError(f"{given}: no adapter_model.safetensors; pickled .bin weights are never read.")
-    try:
-        denoiser = load_denoiser(base, **options)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{given}: the adapter's base cannot be loaded: {error}") from error
-    if not isinstance(denoiser, PretrainedDenoiser) or denoiser.model is not denoiser.causal_lm:
-        raise ValueError(f"{given}: the adapter's base {base!r} is an adapter itself; merge the two first.")
-    with checkpoints.reading(given, "the adapter"):
-        config = PeftConfig.from_pretrained(str(folder))
-        if config.is_prompt_learning:
-            raise ValueError(f"{given}: peft_type={raw['peft_type']!r} writes into the prompt; LoRA can be read.")
-        config.inference_mode = True
-        weights = checkpoints.read_safetensors(folder / "adapter_model.safetensors")
-        weights, modules = layouts.adapter_from_original(denoiser.model, denoiser.originals, weights)
-        if modules:
-            config.target_modules = modules
-        model = get_peft_model(denoiser.model, config)
-        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-        checkpoints.require_fit(given, checkpoints.ADAPTER, expected, weights)
-        set_peft_model_state_dict(model, weights)
-    denoiser.model = model.eval().requires_grad_(False)
-    denoiser.name = given
-    if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        denoiser.tokenizer = checkpoints.read_tokenizer(given, folder)
-    return denoiser
-
-
-def _quantization(name: str | None, dtype: Any) -> Callable[[Any], dict[str, Any]]:
-    """Arguments of `from_pretrained`, given the dtype that is computed in. Raises ValueError for an unknown name."""
-    if name is None:
-        return lambda dtype: {}
-    if name != "nf4":
-        raise ValueError(f"quantization={name!r}: must be None or 'nf4'.")
-    if dtype == torch.float16:
-        raise ValueError("quantization='nf4' with float16: its range is too narrow; give bfloat16 or float32.")
-    with needs("quantization"):
-        import bitsandbytes  # noqa: F401
-    from transformers import BitsAndBytesConfig
-
-    return lambda dtype: {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    }
-
-
-def _require_attention(attention: str) -> None:
-    if attention not in ATTENTION:
-        raise ValueError(f"attention={attention!r}: must be one of {list(ATTENTION)}.")
-    if attention == "flash_attention_2":
-        from transformers.utils import is_flash_attn_2_available
-
-        if not is_flash_attn_2_available():
-            raise ValueError(
-                "attention='flash_attention_2': flash-attn is not installed, or there is no CUDA device; "
-                "install it, or take 'sdpa'."
-            )
 
 
 def _take(features: Tensor, columns: Tensor) -> Tensor:

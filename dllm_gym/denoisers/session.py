@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dllm_gym import decoding
 from dllm_gym.denoisers.base import ARGMAX, Denoiser
-from dllm_gym.types import Action, Canvas, Indices, Observation, Prediction, TokenSampling
+from dllm_gym.transfer import onto, read
+from dllm_gym.types import Action, Canvas, Indices, Observation, Outline, Prediction, TokenSampling
 
 EVERY = slice(None)
 """All rows."""
@@ -30,6 +31,7 @@ class DecodingSession:
 
     Attributes:
         canvas: the rows as they stand, never changed in place.
+        outline: what the host knows of them; read from the device once a step, by `commit`.
         end_tokens: ``[E]`` int64, the tokens that end a completion.
 
     Raises:
@@ -50,6 +52,7 @@ class DecodingSession:
         self.block_length = block_length
         self.stop_at_eos = stop_at_eos
         self.end_tokens = torch.tensor(sorted(denoiser.eos_token_ids), device=denoiser.device)
+        self.outline = Outline(*map(read, (canvas.masked, canvas.steps, canvas.prompt_length)))
         self._memory = denoiser.make_memory(cache, len(canvas), block_length)
         self._prompts: list[Tensor] | None = None  # read off the canvas when they are needed: it may have many rows
 
@@ -63,7 +66,7 @@ class DecodingSession:
 
     @property
     def positions(self) -> Tensor:
-        """``[R]`` int64: token positions forwarded for each row since it began."""
+        """``[R]`` int64, on the CPU: token positions forwarded for each row since it began."""
         return self._memory.positions
 
     def begin(self, rows: Indices, prompts: Sequence[Tensor]) -> None:
@@ -73,7 +76,8 @@ class DecodingSession:
             self._prompts = [tokens[real] for tokens, real in pairs]
         for row, tokens in zip(rows, prompts, strict=True):
             self._prompts[row] = tokens
-        index = torch.as_tensor(rows, device=self.denoiser.device)
+        known = torch.as_tensor(rows)
+        (index,) = onto(self.denoiser.device, known)
         prompt, prompt_mask = decoding.pad_left(self._prompts)
         self.canvas = Canvas(
             prompt=prompt,
@@ -84,7 +88,12 @@ class DecodingSession:
             probability=self.canvas.probability.index_fill(0, index, 0.0),
             steps=self.canvas.steps.index_fill(0, index, 0),
         )
-        self._memory.forget(index)
+        self.outline = Outline(
+            masked=self.outline.masked.index_fill(0, known, True),
+            steps=self.outline.steps.index_fill(0, known, 0),
+            prompt_length=torch.tensor([len(tokens) for tokens in self._prompts]),
+        )
+        self._memory.forget(known)
 
     def observe(
         self,
@@ -92,6 +101,7 @@ class DecodingSession:
         k: int = 1,
         sampling: TokenSampling = ARGMAX,
         uniforms: Tensor | None = None,
+        check: bool = True,
     ) -> tuple[Observation, Prediction]:
         """One forward pass for some rows: what a sampler sees of them, and the prediction behind it.
 
@@ -99,41 +109,63 @@ class DecodingSession:
         block, has confidence and entropy 0.
 
         Args:
-            rows: their indices, ascending; all unless given.
+            rows: their indices on the CPU, ascending; all unless given.
             k, sampling, uniforms: as in `Denoiser.predict`.
+            check: wait for the device, and see whether all is finite. If False, `commit` does.
 
         Raises:
             FloatingPointError: as `Denoiser.predict`.
         """
-        canvas = self.canvas[rows]
-        index = torch.arange(len(self.canvas), device=self.denoiser.device)[rows]
-        offset = self.denoiser.block_offset(canvas)
-        ahead = self._memory.looks_ahead
+        canvas, outline = self.canvas[self._on_device(rows)], self.outline[rows]
+        at = outline.masked
+        if not self._memory.looks_ahead:
+            at = decoding.eligible(at, self.block_length, self.denoiser.block_offset(outline.prompt_length))
+        index = torch.arange(len(self.canvas))[rows]
         prediction = self.denoiser.predict(
             canvas,
             k,
             sampling,
             uniforms,
-            at=canvas.masked if ahead else decoding.eligible(canvas.masked, self.block_length, offset),
-            encode=lambda canvas, at: self._memory.encode(canvas, index, at),
+            at=at,
+            encode=lambda canvas, at: self._memory.encode(canvas, outline, index, at),
+            check=check,
         )
+        offset = self.denoiser.block_offset(canvas.prompt_length)
         return decoding.observe(canvas, prediction, self.block_length, offset), prediction
 
     def commit(self, observation: Observation, action: Action, rows: Tensor | slice = EVERY) -> None:
-        """Do what a sampler chose to the rows that it saw, and count the step."""
+        """Do what a sampler chose to the rows that it saw, and count the step. Waits for the device, once.
+
+        Raises:
+            FloatingPointError: what it saw is not finite.
+        """
+        index = self._on_device(rows)
+        canvas, outline = self.canvas[index], self.outline[rows]
         part = decoding.commit(
-            self.canvas[rows],
+            canvas,
             observation,
             action,
             mask_token_id=self.denoiser.mask_token_id,
             eos_token_id=self.denoiser.eos_token_id,
             eos_token_ids=self.end_tokens if self.stop_at_eos else None,
         )
-        self.canvas = part if isinstance(rows, slice) else self.canvas.put(rows, part)
+        finite = observation.entropy.isfinite().all(dim=1)
+        seen = read(torch.cat([part.masked, finite[:, None]], dim=1))
+        if not seen[:, -1].all():
+            raise FloatingPointError(self.denoiser.not_finite(canvas))
+        stepped = Outline(seen[:, :-1], outline.steps + outline.masked.any(dim=1), outline.prompt_length)
+        if isinstance(rows, slice):
+            self.canvas, self.outline = part, stepped
+        else:
+            self.canvas, self.outline = self.canvas.put(index, part), self.outline.put(rows, stepped)
 
     def clear(self) -> None:
         """Empty all rows: no prompts, and nothing masked."""
         self._prompts = [self.canvas.prompt.new_zeros(0)] * len(self.canvas)
         empty = decoding.blank(self._prompts, self.canvas.tokens.shape[1], self.denoiser.mask_token_id)
         self.canvas = dataclasses.replace(empty, masked=torch.zeros_like(empty.masked))
-        self._memory.forget(torch.arange(len(self.canvas), device=self.denoiser.device))
+        self.outline = Outline(*(torch.zeros_like(field) for field in vars(self.outline).values()))
+        self._memory.forget(torch.arange(len(self.canvas)))
+
+    def _on_device(self, rows: Tensor | slice) -> Tensor | slice:
+        return rows if isinstance(rows, slice) else onto(self.denoiser.device, rows)[0]

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from dllm_gym import decoding
 from dllm_gym.denoisers.base import Denoiser
-from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.denoisers.loading import load_denoiser
 from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.envs.settings import EnvSettings
 from dllm_gym.rewards import get_reward
 from dllm_gym.tasks import make_task
 from dllm_gym.tasks.base import Task
+from dllm_gym.transfer import onto
 from dllm_gym.types import Action, Canvas, Indices, Observation, Problem
 
 TaskName = str | Sequence[str] | Mapping[str, int]
@@ -67,11 +68,7 @@ class Episodes:
         if num_rows < 1:
             raise ValueError(f"num_envs={num_rows}: must be 1 or more.")
         given = settings.denoiser
-        self.denoiser = (
-            given
-            if isinstance(given, Denoiser)
-            else load_denoiser(given, settings.device, settings.dtype, quantization=settings.quantization)
-        )
+        self.denoiser = given if isinstance(given, Denoiser) else load_denoiser(given, **settings.loading)
         self.device = self.denoiser.device
         self.task = _make_task(task, settings, self.denoiser)
         settings = settings.resolved(self.task, self.denoiser)
@@ -131,23 +128,27 @@ class Episodes:
         self.session.begin(rows, [self.encode_prompt(self.problems[row]) for row in rows])
         self.active[np.asarray(rows)] = True
 
-    def observe(self, rows: np.ndarray | None = None) -> Observation:
+    def observe(self, rows: np.ndarray | None = None, check: bool = True) -> Observation:
         """One denoiser forward for the running rows; the observation of all rows, zeros where none runs.
 
         Args:
             rows: ``[num_rows]`` bool, the rows to predict; None: all that run. The others keep their observation.
+            check: wait for the device, and see whether all is finite. If False, `commit` does.
         """
         rows = self.active if rows is None else rows & self.active
         if not rows.any():
             return self.observation
         whole = bool(rows.all())
-        index: slice | Tensor = slice(None) if whole else torch.as_tensor(np.flatnonzero(rows), device=self.device)
+        index: slice | Tensor = slice(None) if whole else torch.as_tensor(np.flatnonzero(rows))
         uniforms = None
         if self.sampling.temperature > 0:
             drawn = [self.rngs[row].random(self.gen_length, dtype=np.float32) for row in np.flatnonzero(rows)]
-            uniforms = torch.as_tensor(np.stack(drawn), device=self.device)
-        seen, _ = self.session.observe(index, self.confidence_k, self.sampling, uniforms)
-        self.observation = seen if isinstance(index, slice) else self.observation.put(index, seen)
+            (uniforms,) = onto(self.device, torch.as_tensor(np.stack(drawn)))
+        seen, _ = self.session.observe(index, self.confidence_k, self.sampling, uniforms, check)
+        if isinstance(index, slice):
+            self.observation = seen
+        else:
+            self.observation = self.observation.put(*onto(self.device, index), seen)
         return self.observation
 
     def commit(self, action: Action) -> list[Finished]:
@@ -155,10 +156,10 @@ class Episodes:
         if self.empty_action == "best":
             action = Action(decoding.with_best(action.unmask, self.observation), action.remask)
         self.session.commit(self.observation, action)
-        done = ~self.canvas.masked.any(dim=1)
-        over = torch.stack([done, done | (self.canvas.steps >= self.max_steps)]).cpu().numpy()
-        rows = np.flatnonzero(over[1] & self.active)
-        return self._finish(rows, limited=~over[0]) if len(rows) else []
+        outline = self.session.outline
+        done = ~outline.masked.any(dim=1).numpy()
+        rows = np.flatnonzero((done | (outline.steps >= self.max_steps).numpy()) & self.active)
+        return self._finish(rows, limited=~done) if len(rows) else []
 
     def encode_prompt(self, problem: Problem) -> Tensor:
         """The prompt's tokens, 1-D int64, through the chat template where the tokenizer has one."""
@@ -232,12 +233,13 @@ class Episodes:
         return Finished(row, float("nan" if reward is None else reward), info)
 
     def _finish(self, rows: np.ndarray, limited: np.ndarray) -> list[Finished]:
-        index = torch.as_tensor(rows, device=self.device)
+        known = torch.as_tensor(rows)
+        (index,) = onto(self.device, known)
         ended = self.canvas[index]
         texts = decoding.completions(ended, self.end_tokens)
         figures = {
-            "nfe": ended.steps.tolist(),
-            "positions": self.session.positions[index].tolist(),
+            "nfe": self.session.outline.steps[known].tolist(),
+            "positions": self.session.positions[known].tolist(),
             "log_likelihood": decoding.log_likelihood(ended).tolist(),
         }
         finished = []

@@ -70,11 +70,18 @@ class EnvSettings:
     """The denoiser's: "auto" (bfloat16 on CUDA, float32 on a CPU), "float32", "bfloat16" or "float16"."""
     quantization: str | None = None
     """"nf4": the denoiser's matrices in 4 bits (bitsandbytes), to train adapters on; None: as they are."""
+    compile: str | None = None
+    """Backend of torch.compile for the denoiser's layers, "inductor" for example; None: they are not compiled."""
 
     @property
     def sampling(self) -> TokenSampling:
         """How tokens are drawn."""
         return TokenSampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TokenSampling)})
+
+    @property
+    def loading(self) -> dict[str, str | None]:
+        """How `load_denoiser` reads the denoiser."""
+        return {name: getattr(self, name) for name in ("device", "dtype", "quantization", "compile")}
 
     def check(self) -> None:
         """Refuse values that no task and no denoiser could use. Raises ValueError."""

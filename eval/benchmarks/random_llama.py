@@ -12,7 +12,8 @@ from dllm_gym.agents.samplers.heuristics import make_policy
 from dllm_gym.agents.trainers.run import at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.denoisers.base import Denoiser
-from dllm_gym.denoisers.pretrained import DTYPES, PretrainedDenoiser
+from dllm_gym.denoisers.loading import DTYPES
+from dllm_gym.denoisers.pretrained import PretrainedDenoiser
 from dllm_gym.denoisers.session import DecodingSession
 from dllm_gym.types import Action, Canvas, Score, TokenSampling
 

@@ -31,7 +31,7 @@ from dllm_gym.agents.terminal import console
 from dllm_gym.agents.trainers.denoiser import load_objective, trainer
 from dllm_gym.agents.trainers.denoiser.learner import Learner, Scorer
 from dllm_gym.agents.trainers.denoiser.objective import LoRAConfig
-from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.denoisers.loading import load_denoiser
 from dllm_gym.eval.benchmarks.random_llama import SPECIAL, ModelConfig, decode, plain_score, random_llama
 from dllm_gym.eval.benchmarks.timing import median, now
 

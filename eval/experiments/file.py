@@ -3,7 +3,12 @@
 Keys (`Experiment`; an unknown one is refused with the nearest known):
 
 - ``claim``: the sentence that is put to the test;
-- ``train``: name -> ``{algorithm, settings}``, trained once per seed; ``settings`` are flags of ``train_policy.py``;
+- ``train``: name -> ``{algorithm, settings, tries}``, trained once per seed; ``settings`` are flags of
+  ``train_policy.py``. ``tries`` has lists of further settings: each combination is trained once, from a seed of its
+  own, and the best one is trained with the seeds. All have as many tries, and the same ``forwards``;
+- ``choose``: ``{sampler, problems}``: the best try is the most accurate one on the last problems of the training
+  split, tokens the argmax, averaged over the samplers;
+- ``tasks``: name -> id of an environment. Everything is done for each of them, under names such as ``sudoku-spg``;
 - ``cells``: name -> ``{sampler, env, problems, samples, split, validation}``; a list of samplers, or a list in
   ``env``, is an axis: all combinations are evaluated. ``{name}`` in a sampler or in ``env.denoiser`` stands for what
   was trained;
@@ -16,14 +21,18 @@ Keys (`Experiment`; an unknown one is refused with the nearest known):
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from dllm_gym.agents.cli import ALGORITHMS, flag, parse
 from dllm_gym.agents.environment import EnvConfig, env_spec
-from dllm_gym.agents.samplers.spec import is_random, make_sampler
+from dllm_gym.agents.samplers.spec import is_random, make_sampler, make_stepwise
+from dllm_gym.agents.trainers.denoiser import OBJECTIVES
+from dllm_gym.agents.trainers.denoiser.objective import TrainerConfig
 from dllm_gym.eval.tables import check_metric
 
 
@@ -33,10 +42,16 @@ class Training:
 
     algorithm: str
     settings: dict[str, Any] = field(default_factory=dict)
+    tries: dict[str, list] = field(default_factory=dict)
 
     def flags(self, **more: Any) -> list[str]:
         """Flags of ``train_policy.py``, of one thread where the settings say nothing else."""
         return [part for name, value in ({"threads": 1} | self.settings | more).items() for part in flag(name, value)]
+
+    def variants(self) -> list[Training]:
+        """The trainings of all combinations of ``tries``; this one alone where there are none."""
+        points = product(*self.tries.values())
+        return [replace(self, settings=self.settings | dict(zip(self.tries, p, strict=True)), tries={}) for p in points]
 
 
 @dataclass
@@ -63,6 +78,18 @@ class Grid:
 
 
 @dataclass
+class Choice:
+    """How the best try is chosen."""
+
+    sampler: str | list[str]
+    problems: int = 500
+
+    @property
+    def samplers(self) -> list[str]:
+        return self.sampler if isinstance(self.sampler, list) else [self.sampler]
+
+
+@dataclass
 class Comparison:
     """One entry of ``compare``."""
 
@@ -79,6 +106,8 @@ class Experiment:
     cells: dict[str, Grid]
     train: dict[str, Training] = field(default_factory=dict)
     compare: list[Comparison] = field(default_factory=list)
+    choose: Choice | None = None
+    tasks: dict[str, str] = field(default_factory=dict)
     seeds: int = 5
 
 
@@ -113,13 +142,21 @@ def read_experiment(path: Path) -> Experiment:
             raise ValueError(f"{path}, {name}: {getattr(whole, name)!r}, must be names and their keys and values.")
     whole.train = {name: build(Training, entry, f"{path}, train.{name}") for name, entry in whole.train.items()}
     whole.cells = {name: build(Grid, entry, f"{path}, cells.{name}") for name, entry in whole.cells.items()}
+    if whole.choose is not None:
+        whole.choose = build(Choice, whole.choose, f"{path}, choose")
     whole.compare = [build(Comparison, entry, f"{path}, compare") for entry in whole.compare]
+    if whole.tasks:
+        whole = _for_each_task(whole)
     for name, training in whole.train.items():
         _refuse_unknown([training.algorithm], list(ALGORITHMS), f"{path}, train.{name}")
         try:
-            parse(training.algorithm, training.flags())
+            configs = [parse(training.algorithm, variant.flags()) for variant in training.variants()]
         except SystemExit:
             raise ValueError(f"{path}, train.{name}: not flags of {training.algorithm}, see above.") from None
+        for config in configs:
+            if isinstance(config, TrainerConfig):
+                config.check()
+    _check_tries(whole, path)
     for name, grid in whole.cells.items():
         _refuse_unknown(grid.env, [f.name for f in fields(EnvConfig) if f.name != "split"], f"{path}, cells.{name}.env")
         if not all(isinstance(number, int) and number > 0 for number in (grid.problems, grid.samples)):
@@ -135,6 +172,64 @@ def read_experiment(path: Path) -> Experiment:
             raise ValueError(f"{path}, compare {entry.first} and {entry.second}: other problems, nothing to pair.")
         check_metric(entry.metric, min(whole.cells[name].samples for name in (entry.first, entry.second)))
     return whole
+
+
+def _for_each_task(whole: Experiment) -> Experiment:
+    """The same experiment with everything written out for each of its tasks."""
+
+    def of(task: str, text: str) -> str:
+        return f"{{{task}-{text[1:]}" if text.startswith("{") else text
+
+    train, cells, compare = {}, {}, []
+    for task, id_ in whole.tasks.items():
+        for name, training in whole.train.items():
+            train[f"{task}-{name}"] = replace(training, settings={"env.id": id_} | training.settings)
+        for name, grid in whole.cells.items():
+            samplers = [of(task, text) for text in (grid.sampler if isinstance(grid.sampler, list) else [grid.sampler])]
+            env = {"id": id_} | grid.env
+            if isinstance(denoiser := env.get("denoiser"), str):
+                env["denoiser"] = of(task, denoiser)
+            cells[f"{task}-{name}"] = replace(grid, sampler=samplers, env=env)
+        compare += [replace(e, first=f"{task}-{e.first}", second=f"{task}-{e.second}") for e in whole.compare]
+    return replace(whole, train=train, cells=cells, compare=compare, tasks={})
+
+
+def only(whole: Experiment, patterns: Sequence[str]) -> Experiment:
+    """The part of an experiment whose cells have names like one of these (``*-spg``), and what they need.
+
+    Raises:
+        ValueError: no cell has such a name.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in whole.cells):
+            raise ValueError(f"only={pattern!r}: no cell has such a name; they are {', '.join(whole.cells)}.")
+    cells = {name: grid for name, grid in whole.cells.items() if any(fnmatch(name, p) for p in patterns)}
+    needed = {text for grid in cells.values() for variant in grid.variants() for text in trained(*variant)}
+    train = {name: training for name, training in whole.train.items() if name in needed}
+    compare = [entry for entry in whole.compare if {entry.first, entry.second} <= cells.keys()]
+    return replace(whole, cells=cells, train=train, compare=compare)
+
+
+def _check_tries(whole: Experiment, path: Path) -> None:
+    """Refuse a choice between trainings of other budgets. Raises ValueError."""
+    tried = {name: training for name, training in whole.train.items() if training.tries}
+    if not tried:
+        return
+    if whole.choose is None:
+        raise ValueError(f"{path}: {', '.join(tried)} have tries; say how the best is chosen, under choose.")
+    for text in whole.choose.samplers:
+        make_stepwise(text)
+    for name, training in tried.items():
+        _refuse_unknown([training.algorithm], list(OBJECTIVES), f"{path}, train.{name}.tries")
+        if not all(isinstance(values, list) and values for values in training.tries.values()):
+            raise ValueError(f"{path}, train.{name}.tries: {training.tries}, must be names and lists of values.")
+    for what, of in (
+        ("number of tries", lambda training: len(training.variants())),
+        ("forwards", lambda training: training.settings.get("forwards")),
+    ):
+        budgets = {name: of(training) for name, training in tried.items()}
+        if len(set(budgets.values())) > 1:
+            raise ValueError(f"{path}: the {what} differs, {budgets}; give all the same budget.")
 
 
 def _refuse_unknown(given, known: list[str], where: str) -> None:

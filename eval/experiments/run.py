@@ -23,13 +23,13 @@ import numpy as np
 import tyro
 
 from dllm_gym.agents.environment import EnvConfig
-from dllm_gym.agents.evaluation import bootstrap_interval, describe_undecided
+from dllm_gym.agents.evaluation import describe_undecided, seeded_interval
 from dllm_gym.agents.terminal import console
 from dllm_gym.agents.trainers.run import handled
 from dllm_gym.eval.command import Failed, one_line
 from dllm_gym.eval.evaluate import CellConfig, evaluate_cell
-from dllm_gym.eval.experiments.file import Comparison, Experiment, Training, draws, read_experiment, trained
-from dllm_gym.eval.metrics import summary
+from dllm_gym.eval.experiments.file import Comparison, Experiment, Training, draws, only, read_experiment, trained
+from dllm_gym.eval.metrics import interquartile_mean, probability_of_improvement, summary
 from dllm_gym.eval.results import Cell, ResultsFile
 from dllm_gym.eval.tables import fronts, ids, unit, values, with_interval
 from dllm_gym.files import held, write_text
@@ -47,8 +47,14 @@ class ExperimentConfig:
     """Number of seeds, in place of the file's."""
     problems: int | None = None
     """Number of problems, in place of the cells'."""
+    only: tuple[str, ...] = ()
+    """Do only the cells with names like one of these, and what they need: "sudoku-*"."""
     workers: int = 2
     """Number of worker processes, each with one thread."""
+
+
+TRY_SEED = 1000
+"""Seed of what is trained to be chosen from, other than those that are reported."""
 
 
 class Point(NamedTuple):
@@ -77,6 +83,8 @@ def experiment(config: ExperimentConfig) -> None:
         Failed: of trainings or evaluations; the tables have what the others gave.
     """
     whole = read_experiment(config.file)
+    if config.only:
+        whole = only(whole, config.only)
     folder = config.folder or Path("runs/experiments") / config.file.stem
     folder.mkdir(parents=True, exist_ok=True)
     ended = handled(lambda number, _: sys.exit(128 + number), signal.SIGTERM)  # so that workers can save
@@ -99,7 +107,19 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
     lost = set()
     with ProcessPoolExecutor(config.workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
-            jobs = [pool.submit(_train, whole.train[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
+            tried = {
+                name: [pool.submit(_try, whole, name, i, folder) for i in range(len(training.variants()))]
+                for name, training in whole.train.items()
+                if training.tries
+            }
+            accuracies: dict[str, list[float]] = {}
+            settings = dict(whole.train)
+            for name, tries in tried.items():
+                found_of = [_result(job, f"try {i} of {name}", failures) for i, job in enumerate(tries)]
+                accuracies[name] = [-1.0 if accuracy is None else accuracy for accuracy in found_of]
+                settings[name] = whole.train[name].variants()[int(np.argmax(accuracies[name]))]
+                print(f"chose {settings[name].settings} for {name}", flush=True)
+            jobs = [pool.submit(_train, settings[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
             for training, job in zip(trainings, jobs, strict=True):
                 if (folder_of := _result(job, "training {}, seed {}".format(*training), failures)) is None:
                     lost.add(training)
@@ -132,7 +152,12 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
         if grid.validation and any(len(choosing.get(key, [])) < wanted[key] for key in keys):
             whole_cells.discard(name)
     compared = [entry for entry in whole.compare if {entry.first, entry.second} <= whole_cells]
-    parts = [whole.claim, _cell_table(found, variants), _comparison_table(compared, found, choosing, variants)]
+    parts = [
+        whole.claim,
+        _tries_table(whole, accuracies),
+        _cell_table(found, variants),
+        _comparison_table(compared, found, choosing, variants),
+    ]
     parallelism = fronts([cell for cells in found.values() for cell in cells])
     parts.append("\n".join(f"Accuracy under parallelism, {name}: {value:.1f}" for name, value in parallelism.items()))
     text = "\n\n".join(filter(None, parts)) + "\n"
@@ -193,6 +218,20 @@ def _train(training: Training, folder: Path, seed: int) -> str:
     return str(folder)
 
 
+def _try(whole: Experiment, name: str, i: int, folder: Path) -> float:
+    """Train with one of the combinations of ``tries``; the accuracy that it is judged by."""
+    training, choice = whole.train[name].variants()[i], whole.choose
+    assert choice is not None
+    run = _train(training, folder / f"{name}-try{i}", TRY_SEED)
+    id_, dtype = (training.settings.get(f"env.{key}") for key in ("id", "dtype"))
+    known = {key: value for key, value in {"id": id_, "dtype": dtype}.items() if value}
+    env = EnvConfig(denoiser=f"{run}/denoiser", **known)
+    problems = choice.problems
+    requests = [CellConfig(s, env, problems, first=-problems, split="train", films=0) for s in choice.samplers]
+    with ResultsFile(folder / "results" / f"{name}-try{i}.jsonl") as file:
+        return float(np.mean([summary(evaluate_cell(request, file))["accuracy"] for request in requests]))
+
+
 def _evaluate(whole: Experiment, point: Point, folder: Path, config: ExperimentConfig) -> Cell:
     import torch
 
@@ -214,6 +253,19 @@ def _evaluate(whole: Experiment, point: Point, folder: Path, config: ExperimentC
         request = replace(request, problems=grid.validation, first=-grid.validation, split="train", films=0)
     with ResultsFile(path) as file:
         return evaluate_cell(request, file)
+
+
+def _tries_table(whole: Experiment, accuracies: dict[str, list[float]]) -> str:
+    """Every try, with the accuracy by which the best was chosen."""
+    if not accuracies:
+        return ""
+    lines = ["| training | try | accuracy on training problems % |", "| --- | --- | --- |"]
+    for name, values_of in accuracies.items():
+        for variant, accuracy in zip(whole.train[name].variants(), values_of, strict=True):
+            text = ", ".join(f"{key} {variant.settings[key]}" for key in whole.train[name].tries)
+            shown = f"{100 * accuracy:.1f}" if accuracy >= 0 else "failed"
+            lines.append(f"| {name} | {text} | {f'**{shown}**' if accuracy == max(values_of) else shown} |")
+    return "\n".join(lines)
 
 
 def _variant(name: str, variants: list, i: int) -> str:
@@ -249,17 +301,28 @@ def _cell_table(found: dict[tuple[str, int], list[Cell]], variants: dict[str, li
 
 
 def _comparison_table(comparisons: list[Comparison], found: dict, choosing: dict, variants: dict[str, list]) -> str:
-    """Paired by problem, seeds averaged; 95 % bootstrap intervals over problems."""
-    lines = ["| first | second | metric | first minus second [95 %] | by seed |", "| --- | --- | --- | --- | --- |"]
+    """Paired by problem. 95 % intervals, interquartile means and probabilities as arXiv 2108.13264 recommends them."""
+    columns = (
+        "first",
+        "second",
+        "metric",
+        "first minus second [95 %]",
+        "interquartile mean",
+        "P(first better)",
+        "by seed",
+    )
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for entry in comparisons:
         for (first, a, mine), (second, b, theirs) in _pairs(entry, found, choosing, variants):
             if mine != theirs:
                 raise ValueError(f"compare {first} and {second}: different problems, nothing can be paired.")
-            difference = a.mean(axis=0) - b.mean(axis=0)
             scale, digits = unit(entry.metric)
-            text = with_interval(difference.mean(), bootstrap_interval(difference), digits, scale, "+")
-            by_seed = ", ".join(f"{scale * d:+.{digits}f}" for d in a.mean(axis=1) - b.mean(axis=1))
-            lines.append(f"| {first} | {second} | {entry.metric} | {text} | {by_seed} |")
+            text = with_interval(a.mean() - b.mean(), seeded_interval(a, b), digits, scale, "+")
+            by_seed = a.mean(axis=1) - b.mean(axis=1)
+            middle = f"{scale * interquartile_mean(by_seed):+.{digits}f}"
+            better = f"{probability_of_improvement(a.mean(axis=1), b.mean(axis=1)):.2f}"
+            shown = ", ".join(f"{scale * d:+.{digits}f}" for d in by_seed)
+            lines.append(f"| {first} | {second} | {entry.metric} | {text} | {middle} | {better} | {shown} |")
     return "\n".join(lines) if comparisons else ""
 
 

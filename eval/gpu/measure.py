@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import cast
 from unittest.mock import patch
 
@@ -53,6 +54,8 @@ class Sizes:
     microbatch: int
     problems: int
     group: int
+    backend: str
+    """Backend of torch.compile."""
 
 
 LLADA_8B = Sizes(
@@ -66,6 +69,7 @@ LLADA_8B = Sizes(
     microbatch=4,
     problems=16,
     group=8,
+    backend="inductor",
 )
 TINY = Sizes(
     model=ModelConfig(
@@ -80,6 +84,7 @@ TINY = Sizes(
     microbatch=2,
     problems=2,
     group=2,
+    backend="eager",
 )
 
 
@@ -149,14 +154,16 @@ def random_prompts(model: ModelConfig, count: int, device: torch.device) -> list
 
 
 def decoding(sizes: Sizes, device: torch.device) -> Iterator[dict]:
-    """One block of every batch, cache and number of tokens a step; the other blocks take as long."""
+    """One block of every batch, cache and number of tokens a step; the other blocks take as long. Then compiled."""
     model = sizes.model.resolved()
     denoiser = random_llama(model, device)
     weights = torch.cuda.memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
-    for batch in sizes.batches:
-        prompts = random_prompts(model, batch, device)
-        for k in sizes.tokens_per_step:
-            for cache in ("none", "prefix", "dual"):
+    for compiled in (False, True):
+        if compiled:
+            denoiser.compile(sizes.backend)
+        for batch, k, cache in product(sizes.batches, sizes.tokens_per_step, ("none", "prefix", "dual")):
+            if not compiled or (k == sizes.tokens_per_step[0] and cache != "prefix"):
+                prompts = random_prompts(model, batch, device)
                 release(device)
                 decode_block(denoiser, prompts, sizes, k, cache)  # warm
                 seconds, forwards, _ = decode_block(denoiser, prompts, sizes, k, cache)
@@ -166,6 +173,7 @@ def decoding(sizes: Sizes, device: torch.device) -> Iterator[dict]:
                     "batch": batch,
                     "tokens_per_step": k,
                     "cache": cache,
+                    "compiled": compiled,
                     "tokens_per_second": batch * sizes.block_length / seconds,
                     "forwards_per_second": forwards / seconds,
                     "outside_the_denoiser": 1 - inside / slow,
@@ -189,7 +197,7 @@ def decode_block(
     with patch.object(denoiser, "predict", predict):
         start = now(denoiser.device)
         for _ in range(steps):
-            seen, _ = session.observe()
+            seen, _ = session.observe(check=False)
             picks, _ = sampler.choose(seen)
             session.commit(seen, Action.unmasking(picks > 0))
         return now(denoiser.device) - start, steps, spent["denoiser"]

@@ -13,7 +13,7 @@ from errors import error_of
 from safetensors.torch import load_file, save_file
 
 import dllm_gym
-from dllm_gym.denoisers.pretrained import EMBEDDED
+from dllm_gym.denoisers.checkpoints import EMBEDDED
 from dllm_gym.envs.unmasking import UnmaskingEnv
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 

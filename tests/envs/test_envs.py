@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.denoisers.loading import load_denoiser
 from dllm_gym.envs.unmasking import UnmaskingEnv
 
 ROOT = Path(__file__).parents[2]

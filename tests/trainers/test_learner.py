@@ -15,7 +15,7 @@ from dllm_gym.agents.trainers.denoiser.diffu_grpo import DiffuGRPOConfig
 from dllm_gym.agents.trainers.denoiser.elbo_pg import ELBOPGConfig
 from dllm_gym.agents.trainers.denoiser.espo import ESPOConfig, espo_loss
 from dllm_gym.agents.trainers.denoiser.gdsd import GDSDConfig
-from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig, LoRAConfig, TrainerConfig
+from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig, LoRAConfig
 from dllm_gym.agents.trainers.denoiser.spg import SPGConfig, spg_loss
 from dllm_gym.agents.trainers.denoiser.unigrpo import UniGRPOConfig
 from dllm_gym.decoding import pad_left
@@ -126,16 +126,23 @@ def test_excluded_completions_change_nothing():
         torch.testing.assert_close(weight, weights_of(without.denoiser)[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("algorithm", ["spg", "gdsd", "coupled-grpo", "trace-pg"])
+def test_bad_completions_left_out_are_not_learned_from(algorithm):
+    config_type, _ = load_objective(algorithm)
+    config = config_type(negative_scale=0.0)
+    assert config.learns_from(torch.tensor([0.5, 0.0, -0.5])).tolist() == [True, False, False]
+
+
 def test_spg_without_negatives_leaves_the_weights_where_nothing_was_good():
     for weight_decay in (0.0, 0.1):
-        learner = make_learner(SPGConfig(negative="zero", weight_decay=weight_decay, inner_iterations=2), spg_loss)
+        learner = make_learner(SPGConfig(negative_scale=0, weight_decay=weight_decay, inner_iterations=2), spg_loss)
         metrics = update(learner, -torch.arange(7.0), rate=0.01)
         assert metrics["gradient_norm"] == metrics["learned_from"] == metrics["elbo"] == 0
         for name, p in weights_of(early()).items():
             expected = p * (1 - 0.01 * weight_decay) ** 2
             tolerance = 1e-6 if weight_decay else 0
             torch.testing.assert_close(learner.parameters[name].detach(), expected, atol=tolerance, rtol=0)
-    learner = make_learner(SPGConfig(negative="mixture", inner_iterations=2), spg_loss)
+    learner = make_learner(SPGConfig(inner_iterations=2), spg_loss)
     assert update(learner, -torch.arange(7.0))["gradient_norm"] > 0
     assert update(learner, torch.zeros(7))["gradient_norm"] == 0, "nothing is left over from the update before"
 
@@ -158,14 +165,16 @@ def test_muon_takes_the_linear_layers(rank):
             assert size[0] < 1.3 and size[1] > 0.6, name
 
 
-@pytest.mark.parametrize("algorithm", ["spg", "gdsd", "elbo-pg", "wd1"])
+@pytest.mark.parametrize("algorithm", ["spg", "elbo-pg", "wd1"])
 def test_what_has_no_gradient_is_not_forwarded(algorithm):
     """And nothing changes by it: neither the update nor what the metrics say of the completions learned from."""
     config_type, loss = load_objective(algorithm)
-    settings = {"microbatch": 2} | ({"negative": "zero"} if algorithm == "gdsd" else {})
+    zero = {"negative_scale": 0.0} if algorithm == "spg" else {}
+    settings = {"microbatch": 2} | zero
     config, all_of_them = config_type(**settings), type("All", (config_type,), {})(**settings)
-    type(all_of_them).learns_from = TrainerConfig.learns_from
+    type(all_of_them).learns_from = lambda config, advantage: torch.ones_like(advantage, dtype=torch.bool)
     advantage = torch.tensor([0.0, 0.7, 0.0, -0.2, 1.0, 0.0, -0.4])
+    advantage = advantage.clamp(min=0) if zero else advantage  # as the trainer gives them
     rows, results, learners = [], [], []
     for each in (config, all_of_them):
         seen: list[float] = []
@@ -176,7 +185,7 @@ def test_what_has_no_gradient_is_not_forwarded(algorithm):
         rows.append(seen)
     for name, weight in weights_of(learners[0].denoiser).items():
         torch.testing.assert_close(weight, weights_of(learners[1].denoiser)[name], atol=1e-6, rtol=0)
-    kept = [a for a in advantage.tolist() if (a > 0 if algorithm in ("spg", "gdsd") else a != 0)]
+    kept = [a for a in advantage.tolist() if a != 0]
     assert rows[0] == kept * config.inner_iterations and len(rows[1]) == 7 * config.inner_iterations
     assert results[0]["learned_from"] == pytest.approx(len(kept) / 7) and results[1]["learned_from"] == pytest.approx(1)
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5, abs=1e-6)

@@ -14,7 +14,7 @@ from dllm_gym.agents.trainers.denoiser.diffu_grpo import DiffuGRPOConfig, diffu_
 from dllm_gym.agents.trainers.denoiser.elbo_pg import ELBOPGConfig, elbo_pg_loss
 from dllm_gym.agents.trainers.denoiser.espo import ESPOConfig, espo_loss
 from dllm_gym.agents.trainers.denoiser.gdsd import SCORES, GDSDConfig, GDSDTLCConfig, gdsd_loss
-from dllm_gym.agents.trainers.denoiser.objective import Batch
+from dllm_gym.agents.trainers.denoiser.objective import Batch, floored
 from dllm_gym.agents.trainers.denoiser.spg import NEGATIVES, SPGConfig, spg_loss
 from dllm_gym.agents.trainers.denoiser.trace import (
     LEVELS,
@@ -42,6 +42,8 @@ LOSSES = {
     "coupled-grpo": (CoupledGRPOConfig(kl_weight=0.0), coupled_grpo_loss),
     "wd1": (WD1Config(), wd1_loss),
     "trace-pg": (TracePGConfig(), trace_pg_loss),
+    "trace-pg entropy": (TracePGConfig(entropy_weight=0.3), trace_pg_loss),
+    "trace-grpo entropy": (TraceGRPOConfig(entropy_weight=0.3), trace_grpo_loss),
     **{f"trace-grpo {level}": (TraceGRPOConfig(level=level), trace_grpo_loss) for level in LEVELS},
     **{f"spg {negative}": (SPGConfig(negative=negative), spg_loss) for negative in NEGATIVES},
     **{
@@ -50,7 +52,6 @@ LOSSES = {
         for clip in (None, 0.2)
     },
     "gdsd plain": (GDSDConfig(psi=3.0), gdsd_loss),
-    "gdsd zero": (GDSDConfig(negative="zero", kl_weight=0.2), gdsd_loss),
     "gdsd-tlc": (GDSDTLCConfig(), gdsd_loss),
 }
 """Configs and losses under every setting that changes the formula."""
@@ -89,7 +90,7 @@ def slow_terms(batch: Batch, config, b: int) -> tuple[float, float]:
     def values(of: Score, name: str = "log_prob") -> dict:
         return {(n, i): getattr(of, name)[n, b, i].item() for n, i in scored}
 
-    def worse(ratio: float) -> float:
+    def worse(ratio: float, advantage: float = advantage) -> float:
         return min(ratio * advantage, min(max(ratio, 1 - config.clip), 1 + config.clip) * advantage)
 
     new, old, reference = values(batch.new), values(batch.old), values(batch.reference)
@@ -104,21 +105,24 @@ def slow_terms(batch: Batch, config, b: int) -> tuple[float, float]:
     if isinstance(config, WD1Config):
         return -advantage * sum(new.values()) / len(scored), 0.0
     if isinstance(config, TraceGRPOConfig) and config.level == "token":
-        return -sum(weight[at] * worse(math.exp(new[at] - old[at])) for at in scored) / 2 / 5, 0.0
+        surprise = {at: -config.entropy_weight * old[at] for at in scored}
+        terms = [weight[at] * worse(math.exp(new[at] - old[at]), advantage + surprise[at]) for at in scored]
+        return -sum(terms) / 2 / 5, 0.0
     if isinstance(config, TraceGRPOConfig):
         steps = [[at for at in scored if at[0] == n] for n in maskings]
         terms = [max(weight[at] for at in s) * worse(math.exp(sum(new[at] - old[at] for at in s))) for s in steps if s]
         return -sum(terms) / 2 / 5, 0.0
-    if isinstance(config, ELBOPGConfig | TracePGConfig):
+    if isinstance(config, TracePGConfig):
+        terms = [weight[at] * (advantage - config.entropy_weight * new[at] / 2) * new[at] for at in scored]
+        return -sum(terms) / 2 / 5, 0.0
+    if isinstance(config, ELBOPGConfig):
         return -advantage * elbo["new"] / 5, 0.0
     if isinstance(config, SPGConfig):
         terms = {i: [weight[at] * math.exp(config.beta * new[at]) for at in scored if at[1] == i] for i in positions}
         eubo = sum(math.log(sum(t) / 2) / config.beta for t in terms.values() if t)
         mixture = config.omega * eubo + (1 - config.omega) * elbo["new"]
-        negative = {"mixture": mixture, "eubo": eubo, "elbo": elbo["new"], "zero": 0.0}[config.negative]
+        negative = {"mixture": mixture, "eubo": eubo, "elbo": elbo["new"]}[config.negative]
         return -advantage * (elbo["new"] if advantage > 0 else negative) / 5, 0.0
-    if config.negative == "zero" and advantage <= 0:
-        return 0.0, 0.0
     name = "centred_logit" if config.score == "centred-logit" else "log_prob"
     square = 0.0
     for n in maskings:
@@ -312,19 +316,53 @@ def test_a_step_raises_what_was_good_and_lowers_what_was_bad(name):
     assert (rose[:, 0] > 0.01).all() and (rose[:, 1] < -0.01).all(), rose
 
 
-def test_no_advantage_of_spg_zero_has_no_gradient():
-    batch = replace(random_batch(), advantage=-torch.ones(4, dtype=torch.float64))
-    assert not gradient_of(spg_loss, SPGConfig(negative="zero"), batch).any()
+def test_a_floor_holds_the_tokens_of_bad_completions_only():
+    """At or above it nothing changes; below it a bad token is constant, and a good one is raised as ever."""
+    batch = random_batch()
+    log_prob = batch.new.log_prob.detach().clone().requires_grad_()
+    floor = math.exp(log_prob.detach()[batch.corruption.scored].median())
+    held = floored(Score(log_prob, batch.new.centred_logit), batch.advantage, floor).log_prob
+    held.sum().backward()
+    below = (log_prob.detach() < math.log(floor)) & (batch.advantage < 0)[:, None]
+    assert below.any() and (~below & (log_prob < math.log(floor))).any()
+    assert torch.equal(log_prob.grad == 0, below)
+    assert torch.equal(held.detach()[~below], log_prob.detach()[~below])
+    assert (held.detach()[below] == math.log(floor)).all()
+    assert floored(batch.new, batch.advantage, 0.0) is batch.new
+
+
+def test_the_entropy_term_is_the_entropys_gradient():
+    """Without a reward, the expected gradient is that of the entropy of what is drawn, by enumeration of one draw."""
+    logits = torch.tensor([0.3, -1.0, 1.2], dtype=torch.float64, requires_grad=True)
+    log_p = logits.log_softmax(dim=0)
+    scored = torch.ones(1, 3, 1, dtype=torch.bool)
+    batch = Batch(
+        new=Score(log_p[None, :, None], torch.zeros(1, 3, 1)),
+        old=None,
+        reference=None,
+        corruption=Corruption(scored, scored, scored.double(), scored[..., :0]),
+        length=torch.ones(3),
+        advantage=torch.zeros(3, dtype=torch.float64),
+        weight=log_p.detach().exp(),
+    )
+    loss, _ = trace_pg_loss(batch, TracePGConfig(entropy_weight=0.7))
+    (found,) = torch.autograd.grad(-loss, logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(-(log_p.exp() * log_p).sum(), logits)
+    torch.testing.assert_close(found, 0.7 * expected)
 
 
 @pytest.mark.parametrize(
     ("config", "part"),
     [
-        (SPGConfig(negative="none"), "negative='none'.*mixture, eubo, elbo, zero"),
+        (SPGConfig(negative="zero"), "negative='zero'.*mixture, eubo, elbo.*negative_scale=0 leaves"),
+        (SPGConfig(negative_scale=-0.1), r"negative_scale=-0\.1.*\[0, 1\]"),
+        (WD1Config(negative_floor=1.0), r"negative_floor=1\.0.*\[0, 1\)"),
+        (GDSDTLCConfig(negative_floor=0.1), r"negative_floor=0\.1: centred logits"),
+        (SPGConfig(forwards=100), r"forwards=100: the first step of 256 completions"),
+        (TracePGConfig(entropy_weight=-1.0), r"entropy_weight=-1\.0"),
         (SPGConfig(beta=0.5), r"beta=0\.5"),
         (SPGConfig(omega=1.5), r"omega=1\.5"),
         (GDSDConfig(score="logit"), "score='logit'.*log-prob"),
-        (GDSDConfig(negative="mixture"), "negative='mixture'.*lower, zero"),
         (GDSDConfig(reference_share=1.1), r"reference_share=1\.1"),
         (GDSDConfig(clip=0.0), r"clip=0\.0"),
         (ESPOConfig(clip=0.0), r"clip=0\.0"),

@@ -13,7 +13,7 @@ from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.terminal import console
 from dllm_gym.denoisers.base import Denoiser
-from dllm_gym.denoisers.pretrained import load_denoiser
+from dllm_gym.denoisers.loading import load_denoiser
 from dllm_gym.files import written
 
 
@@ -48,7 +48,7 @@ def compare(
     learned: Mapping[str, Sampler] | None = None,
 ) -> dict:
     """The table, on the config's samplers and on ``learned`` ones."""
-    before = load_denoiser(env.denoiser_name, trained.device, env.dtype, quantization=env.quantization)
+    before = load_denoiser(env.denoiser_name, **env.loading | {"device": trained.device})
     samplers = {text: make_stepwise(text, device=trained.device) for text in config.samplers} | dict(learned or {})
     results = {
         name: evaluate_denoiser(denoiser, samplers, config.problems, env)

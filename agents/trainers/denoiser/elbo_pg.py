@@ -25,7 +25,7 @@ class ELBOPGConfig(TrainerConfig):
     """Peak learning rate; linear warm-up, then a cosine to zero."""
 
     def learns_from(self, advantage: Tensor) -> Tensor:
-        return advantage != 0
+        return super().learns_from(advantage) & (advantage != 0)
 
 
 def elbo_pg_loss(batch: Batch, config: ELBOPGConfig) -> tuple[Tensor, dict[str, Tensor]]:

@@ -34,7 +34,6 @@ from dllm_gym.agents.trainers.denoiser.ratio import k2
 from dllm_gym.types import Score
 
 SCORES = ("log-prob", "elbo", "centred-logit")
-NEGATIVES = ("lower", "zero")
 
 
 @dataclass
@@ -51,8 +50,6 @@ class GDSDConfig(TrainerConfig):
     """Score to regress: "log-prob", "elbo" (weighted as in the ELBO), or "centred-logit"."""
     psi: float = 1.0
     """Number of nats by which a completion's score should move per unit of advantage."""
-    negative: str = "lower"
-    """What to do with completions of advantage A <= 0: "lower" their score by psi * |A|, or "zero" (leave them out)."""
     reference_share: float = 0.1
     """Share of the reference in the teacher; the rest is the denoiser that sampled."""
     clip: float | None = None
@@ -71,8 +68,8 @@ class GDSDConfig(TrainerConfig):
         super().check()
         if self.score not in SCORES:
             raise ValueError(f"score={self.score!r}: must be one of {', '.join(SCORES)}.")
-        if self.negative not in NEGATIVES:
-            raise ValueError(f"negative={self.negative!r}: must be one of {', '.join(NEGATIVES)}.")
+        if self.score == "centred-logit" and self.negative_floor:
+            raise ValueError(f"negative_floor={self.negative_floor}: centred logits are no probabilities; give 0.")
         if self.psi <= 0 or self.kl_weight < 0:
             raise ValueError(f"psi={self.psi}, kl_weight={self.kl_weight}: psi must be above 0, kl_weight 0 or more.")
         if not 0 <= self.reference_share <= 1 or not (self.clip is None or 0 < self.clip < 1):
@@ -80,9 +77,6 @@ class GDSDConfig(TrainerConfig):
                 f"reference_share={self.reference_share}, clip={self.clip}: reference_share must be in "
                 "[0, 1], clip in (0, 1) or None."
             )
-
-    def learns_from(self, advantage: Tensor) -> Tensor:
-        return advantage > 0 if self.negative == "zero" else super().learns_from(advantage)
 
 
 @dataclass
@@ -110,11 +104,10 @@ def gdsd_loss(batch: Batch, config: GDSDConfig) -> tuple[Tensor, dict[str, Tenso
         held = difference.clamp(math.log(1 - config.clip), math.log(1 + config.clip))
         outside, difference = (held != difference).float(), held
     square = (difference - config.psi * batch.advantage).square().mean(dim=0)
-    weight = batch.weight * (batch.advantage > 0) if config.negative == "zero" else batch.weight
-    loss = (weight * square).sum()
-    metrics = {"residual": loss.detach().clone(), "clip_fraction": (weight * outside.mean(dim=0)).sum()}
+    loss = (batch.weight * square).sum()
+    metrics = {"residual": loss.detach().clone(), "clip_fraction": (batch.weight * outside.mean(dim=0)).sum()}
     if config.kl_weight:
-        kl = (weight * k2(batch.new, required(batch.reference), batch.corruption.scored)).sum()
+        kl = (batch.weight * k2(batch.new, required(batch.reference), batch.corruption.scored)).sum()
         loss, metrics["kl"] = loss + config.kl_weight * kl, kl
     return loss, metrics
 

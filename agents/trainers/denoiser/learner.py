@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dllm_gym.agents.trainers.denoiser.objective import Batch, LoRAConfig, Loss, TrainerConfig
+from dllm_gym.agents.trainers.denoiser.objective import Batch, LoRAConfig, Loss, TrainerConfig, floored
 from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.agents.trainers.sharding import gathered, shard_rest, sharded_copy
@@ -126,6 +126,7 @@ class Learner:
         rows = learned.nonzero()[:, 0] if learned.any() else learned.new_zeros(1).long()
         chunks = list(rows.split(config.microbatch))
         own = len(chunks)
+        forwards = 0
         if config.shard:  # forward and backward passes are in lockstep: the last ones of some processes weigh nothing
             chunks += chunks[:1] * (self.processes.most(own) - own)
 
@@ -133,6 +134,8 @@ class Learner:
             part = corruption[rows]
             canvas = corrupted_canvas(prompt[rows], prompt_mask[rows], tokens[rows], part, self.denoiser.mask_token_id)
             n = len(part.masked)
+            nonlocal forwards
+            forwards += n * len(rows) * (3 if torch.is_grad_enabled() else 1)
             with accelerator.autocast():  # the reference too, which accelerate has not wrapped
                 outputs = module(canvas, tokens[rows].repeat(n, 1), part.scored.flatten(0, 1))
             return Score(*(values.unflatten(0, (n, -1)) for values in outputs))
@@ -145,7 +148,7 @@ class Learner:
         later = maskings[1:] if config.uses_old else []
         old = [[frozen(self.whole, corruption, rows) for rows in chunks] for corruption in later]
         totals: dict[str, Tensor] = {}
-        before: Score | None = None
+        before: list[Tensor] = []
         self.trained.model.train()
         for inner, corruption in enumerate(maskings):
             for i, rows in enumerate(chunks):
@@ -153,15 +156,21 @@ class Learner:
                 with nullcontext() if last else accelerator.no_sync(self.scorer):
                     new = score(self.scorer, corruption, rows)
                     detached = Score(new.log_prob.detach(), new.centred_logit.detach())
-                    before = detached if before is None else before
+                    if not inner:
+                        before.append(detached.log_prob)
                     reference = None
                     if config.uses_reference:
                         with self._without_adapters():
                             reference = frozen(self.reference, corruption, rows)
+                    previous = (old[inner - 1][i] if inner else detached) if config.uses_old else None
+                    new, previous, reference = (
+                        each and floored(each, advantage[rows], config.negative_floor)
+                        for each in (new, previous, reference)
+                    )
                     loss, metrics = self.loss(
                         Batch(
                             new=new,
-                            old=(old[inner - 1][i] if inner else detached) if config.uses_old else None,
+                            old=previous,
                             reference=reference,
                             corruption=corruption[rows],
                             length=completion[rows].sum(dim=1).float(),
@@ -176,12 +185,14 @@ class Learner:
             norm = self._step()
         self.trained.model.eval()
         self._publish()
-        assert before is not None  # there is at least one chunk
-        scored = maskings[0][chunks[0]].scored
-        change = frozen(self.whole, maskings[0], chunks[0]).log_prob - before.log_prob
-        step_kl = 0.5 * change.square().sum() / scored.sum().clamp(min=1) / self.processes.count
-        sums = {"loss": totals.pop("loss"), "step_kl": step_kl, "learned_from": weight.sum()}
-        return self._reduce(sums, totals, weight.sum()) | {"gradient_norm": float(norm)}
+        sums = {"loss": totals.pop("loss"), "learned_from": weight.sum(), "forwards": weight.new_tensor(forwards)}
+        change, scored = weight.new_zeros(()), weight.new_zeros(())
+        for rows, log_prob in zip(chunks[:own], before, strict=False):
+            now = frozen(self.whole, maskings[0], rows).log_prob
+            change, scored = change + (now - log_prob).square().sum(), scored + maskings[0][rows].scored.sum()
+        metrics = self._reduce(sums | {"change": change, "scored": scored}, totals, weight.sum())
+        step_kl = 0.5 * metrics.pop("change") / max(1.0, metrics.pop("scored"))
+        return metrics | {"step_kl": step_kl, "gradient_norm": float(norm)}
 
     def _corrupt(
         self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator, trajectories: Trajectories | None

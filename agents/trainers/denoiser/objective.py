@@ -6,6 +6,7 @@ cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -68,6 +69,9 @@ class TrainerConfig:
     """The comparison at the end."""
     iterations: int = 60
     """Number of iterations; each samples, then updates."""
+    forwards: int | None = None
+    """Train for so many rows of denoiser forward passes, in sampling and updates, instead of ``iterations``. A backward
+    pass counts as two."""
     problems: int = 32
     """Number of problems per iteration, over all processes."""
     group: int = 8
@@ -80,6 +84,10 @@ class TrainerConfig:
     """Baseline of the advantage: "group-mean" or "leave-one-out"."""
     divide_by_std: bool = False
     """Divide advantages by the group's standard deviation."""
+    negative_scale: float = 1.0
+    """Advantages below 0 are multiplied by this. 0 leaves out the completions that were no better than their group."""
+    negative_floor: float = 0.0
+    """Probability below which a token of a completion with advantage below 0 is not lowered any more."""
     optimizer: str = "adamw"
     """"adamw", or "muon": Muon for linear layers, with updates scaled to AdamW's size, and AdamW for the rest."""
     learning_rate: float = 1e-4
@@ -132,6 +140,14 @@ class TrainerConfig:
         if not self.report.samplers:
             raise ValueError("report.samplers is empty: give at least one, or --report.no-enabled.")
         check_group(self.group, self.baseline)
+        least = self.problems * self.group
+        if self.forwards is not None and self.forwards < least:
+            raise ValueError(f"forwards={self.forwards}: the first step of {least} completions needs more.")
+        if not 0 <= self.negative_scale <= 1 or not 0 <= self.negative_floor < 1:
+            raise ValueError(
+                f"negative_scale={self.negative_scale}, negative_floor={self.negative_floor}: the scale must be in "
+                f"[0, 1], the floor, a probability, in [0, 1)."
+            )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer={self.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}.")
         if self.shard and self.optimizer == "muon":
@@ -150,12 +166,13 @@ class TrainerConfig:
             )
 
     def advantages(self, reward: Tensor) -> Tensor:
-        """``[groups, group]`` rewards, some perhaps not finite -> advantages of the same shape."""
+        """``[groups, group]`` rewards, some perhaps not finite -> advantages of the same shape, before
+        ``negative_scale``."""
         return group_advantages(reward, self.baseline, self.divide_by_std)
 
     def learns_from(self, advantage: Tensor) -> Tensor:
         """``[B]`` advantages -> ``[B]`` bool: completions whose loss has a gradient. The others are not forwarded."""
-        return torch.ones_like(advantage, dtype=torch.bool)
+        return advantage > 0 if self.negative_scale == 0 else torch.ones_like(advantage, dtype=torch.bool)
 
 
 @dataclass
@@ -181,6 +198,17 @@ class Batch:
 
 Loss = Callable[[Batch, TrainerConfig], tuple[Tensor, dict[str, Tensor]]]
 """A scalar, the sum over completions of weight times the completion's loss, and metrics summed in the same way."""
+
+
+def floored(score: Score, advantage: Tensor, probability: float) -> Score:
+    """Log-probabilities ``[n, B, L]`` of which those of bad completions are at least ``log(probability)``.
+
+    Below it they are constant, so that nothing lowers them further. Centred logits stay as they are.
+    """
+    if not probability:
+        return score
+    held = score.log_prob.clamp(min=math.log(probability))
+    return Score(torch.where(advantage[:, None] < 0, held, score.log_prob), score.centred_logit)
 
 
 def required(score: Score | None) -> Score:

@@ -24,17 +24,17 @@ from dllm_gym.agents.trainers.denoiser import trainer
 from dllm_gym.agents.trainers.denoiser.objective import Batch, TrainerConfig
 from dllm_gym.decoding import likelihood
 
-NEGATIVES = ("mixture", "eubo", "elbo", "zero")
+NEGATIVES = ("mixture", "eubo", "elbo")
 
 
 @dataclass
 class SPGConfig(TrainerConfig):
     """Train the denoiser with SPG."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     """Peak learning rate; linear warm-up, then a cosine to zero."""
-    negative: str = "zero"
-    """Surrogate for completions of advantage A <= 0: "mixture", "eubo", "elbo", or "zero" (leave them out)."""
+    negative: str = "mixture"
+    """Surrogate for completions of advantage below 0: "mixture", "eubo" or "elbo"."""
     beta: float = 1.5
     """Rényi order of the EUBO, at least 1."""
     omega: float = 0.5
@@ -43,12 +43,15 @@ class SPGConfig(TrainerConfig):
     def check(self) -> None:
         super().check()
         if self.negative not in NEGATIVES:
-            raise ValueError(f"negative={self.negative!r}: must be one of {', '.join(NEGATIVES)}.")
+            raise ValueError(
+                f"negative={self.negative!r}: must be one of {', '.join(NEGATIVES)}. negative_scale=0 leaves these "
+                f"completions out."
+            )
         if self.beta < 1 or not 0 <= self.omega <= 1:
             raise ValueError(f"beta={self.beta}, omega={self.omega}: beta must be 1 or more, omega in [0, 1].")
 
     def learns_from(self, advantage: Tensor) -> Tensor:
-        return advantage > 0 if self.negative == "zero" else advantage != 0
+        return super().learns_from(advantage) & (advantage != 0)
 
 
 def spg_loss(batch: Batch, config: SPGConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,7 +64,6 @@ def spg_loss(batch: Batch, config: SPGConfig) -> tuple[Tensor, dict[str, Tensor]
         ).sum(dim=1),
         "eubo": lambda: likelihood.eubo(log_prob, corruption.weight, corruption.scored, config.beta).sum(dim=1),
         "elbo": lambda: lower,
-        "zero": lambda: torch.zeros_like(lower),
     }[config.negative]()
     surrogate = torch.where(batch.advantage > 0, lower, upper)
     loss = -(batch.weight * batch.advantage * surrogate).sum() / log_prob.shape[-1]

@@ -19,6 +19,7 @@ Metrics: ``trajectory`` log-likelihood in nats per written token, of the complet
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -57,12 +58,16 @@ class TracePGConfig(TrainerConfig):
     """Baseline of the advantage: "group-mean" or "leave-one-out"."""
     trace: StepsConfig = field(default_factory=StepsConfig)
     """Which steps of an episode are scored."""
+    entropy_weight: float = 0.0
+    """Weight of the entropy of what is drawn, in reward per nat, against a denoiser that becomes too sure."""
 
     uses_trajectory: ClassVar[bool] = True
 
     def check(self) -> None:
         super().check()
         at_least_one(self.trace, "steps", "merge")
+        if not 0 <= self.entropy_weight < math.inf:
+            raise ValueError(f"entropy_weight={self.entropy_weight}: must be 0 or more, and finite.")
         sampling = self.env.sampling
         if sampling.leaves_out or sampling.end_token_penalty or sampling.end_tokens_last:
             raise ValueError(
@@ -71,7 +76,8 @@ class TracePGConfig(TrainerConfig):
             )
 
     def learns_from(self, advantage: Tensor) -> Tensor:
-        return advantage != 0
+        learned = super().learns_from(advantage)
+        return learned if self.entropy_weight else learned & (advantage != 0)
 
 
 @dataclass
@@ -93,20 +99,33 @@ class TraceGRPOConfig(TracePGConfig):
             raise ValueError(f"clip={self.clip}: must be above 0.")
         if self.level not in LEVELS:
             raise ValueError(f"level={self.level!r}: must be 'token' or 'step'.")
+        if self.level == "step" and self.entropy_weight:
+            raise ValueError(f"entropy_weight={self.entropy_weight}: is a token's; give level='token'.")
 
 
 def trace_pg_loss(batch: Batch, config: TracePGConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """``-sum(weight * A * log p(trajectory) / L)``."""
-    log_p = likelihood.elbo(batch.new.log_prob, batch.corruption.weight).sum(dim=1)
-    loss = -(batch.weight * batch.advantage * log_p).sum() / batch.new.log_prob.shape[-1]
+    """``-sum(weight * (A * log p(trajectory) - entropy_weight * sum(log p^2) / 2) / L)``.
+
+    ``-E[log p * grad log p]`` is the gradient of the entropy of what is drawn.
+    """
+    log_prob, weight = batch.new.log_prob, batch.corruption.weight
+    log_p = likelihood.elbo(log_prob, weight).sum(dim=1)
+    squares = likelihood.elbo(log_prob.square(), weight).sum(dim=1)
+    surrogate = batch.advantage * log_p - config.entropy_weight * squares / 2
+    loss = -(batch.weight * surrogate).sum() / log_prob.shape[-1]
     return loss, {"trajectory": (batch.weight * log_p / written(batch)).sum()}
 
 
 def trace_grpo_loss(batch: Batch, config: TraceGRPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """``-sum(weight * clipped ratio * A / L)``, summed over written tokens, or over steps."""
+    """``-sum(weight * clipped ratio * A / L)``, summed over written tokens, or over steps.
+
+    With an entropy term, ``A - entropy_weight * log p_old`` is what a token is worth.
+    """
     log_ratio = batch.new.log_prob - required(batch.old).log_prob
     weight = batch.corruption.weight
     advantage = batch.advantage[:, None]
+    if config.entropy_weight:
+        advantage = advantage - config.entropy_weight * required(batch.old).log_prob
     if config.level == "step":  # the gradient at ratio 1 is the same: that of the sum over a step's tokens
         log_ratio, weight = log_ratio.sum(dim=-1, keepdim=True), weight.amax(dim=-1, keepdim=True)
     objective, outside = clipped(log_ratio, advantage, config.clip)

@@ -7,10 +7,11 @@ Metrics, one row an iteration: ``reward`` (what is maximised), ``accuracy``, ``n
 to the end); ``entropy`` of the denoiser at the positions that could be chosen, in nats; ``equal_groups`` share of
 groups without any difference in reward (they teach nothing); ``excluded`` episodes whose reward was not a number;
 ``learned_from`` share of completions with a gradient (the update forwards no others); ``step_kl`` half the squared
-change of a token's log-probability in this iteration (k2, per scored token of a first microbatch of these); ``loss``
-and the objective's own, means over inner iterations; ``gradient_norm`` before clipping; ``learning_rate``;
-``forwards`` denoiser rows forwarded while decoding so far; ``tokens_per_second`` completion tokens sampled and trained
-on; ``seconds`` of training so far, and ``sampling_share`` of the iteration's; ``peak_memory_gb``.
+change of a token's log-probability in this iteration (k2, per scored token of the first maskings); ``loss`` and the
+objective's own, means over inner iterations; ``gradient_norm`` before clipping; ``learning_rate``; ``forwards`` rows of
+denoiser forward passes so far, in decoding and updates, a backward pass being two; ``tokens_per_second`` completion
+tokens sampled and trained on; ``seconds`` of training so far, and ``sampling_share`` of the iteration's;
+``peak_memory_gb``.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from dllm_gym.agents.trainers.denoiser.learner import Learner
 from dllm_gym.agents.trainers.denoiser.objective import Loss, TrainerConfig
 from dllm_gym.agents.trainers.processes import own_threads
 from dllm_gym.agents.trainers.run import Run
-from dllm_gym.agents.trainers.schedule import cosine
+from dllm_gym.agents.trainers.schedule import cosine, decay
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding.corruption import check_corruption, completion_mask
 from dllm_gym.decoding.trajectory import Trajectories
-from dllm_gym.denoisers.pretrained import PretrainedDenoiser, load_denoiser
+from dllm_gym.denoisers.loading import load_denoiser
+from dllm_gym.denoisers.pretrained import PretrainedDenoiser
 from dllm_gym.envs.episodes import Episodes
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout
@@ -64,8 +66,13 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     learner = Learner(denoiser, config, loss, accelerator)
     run = Run(algorithm, config, learner.processes)
     with run:
-        for iteration in run.steps(config.iterations, {"learner": learner}):
-            metrics, problems = improve(learner, envs, sampler, iteration)
+
+        def spent() -> bool:
+            return config.forwards is not None and run.totals["forwards"] >= config.forwards
+
+        total = config.iterations if config.forwards is None else None
+        for iteration in run.steps(total, {"learner": learner}, until=spent):
+            metrics, problems = improve(learner, envs, sampler, iteration, run.totals["forwards"])
             run.record(metrics, problems)
         if run.main:
             denoiser.save(run.folder / "denoiser")
@@ -75,9 +82,12 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
 
 
 def improve(
-    learner: Learner, envs: list[UnmaskingVectorEnv], sampler: Sampler, iteration: int
+    learner: Learner, envs: list[UnmaskingVectorEnv], sampler: Sampler, iteration: int, forwards: float = 0
 ) -> tuple[dict[str, float], np.ndarray]:
-    """One iteration: sample, score, update. Returns the metrics and the indices of the problems."""
+    """One iteration: sample, score, update. Returns the metrics and the indices of the problems.
+
+    ``forwards`` of the iterations before are read where they are what the learning rate follows.
+    """
     config, processes, since = learner.config, learner.processes, time.perf_counter()
     device = learner.denoiser.device
     # Everything drawn follows from (seed, iteration, process), so a resumed run needs no generator state.
@@ -93,13 +103,14 @@ def improve(
     for i in (~valid).nonzero()[:, 0].tolist():
         print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
     advantage = config.advantages(rollout.reward.view(-1, config.group)).flatten()
+    advantage = torch.where(advantage < 0, config.negative_scale * advantage, advantage)
     sums = summarise(rollout, valid, learner.end_tokens, config.group)
     sampling = processes.sum(sums | sums_by_task(rollout, episodes.task.parts))
     weight = valid / max(1.0, sampling["valid"])
     prompts = [episodes.encode_prompt(problem) for problem in rollout.problems[:: config.group]]
     prompts = [prompt for prompt in prompts for _ in range(config.group)]
     generator = torch.Generator(device).manual_seed(mask_seed)
-    rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
+    rate = learning_rate(config, iteration, forwards)
     with seeded(mask_seed):  # dropout
         steps = trajectories(rollout, episodes.empty_action) if config.uses_trajectory else None
         metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate, steps)
@@ -116,9 +127,16 @@ def improve(
         "tokens_per_second": sampling["completion_length"] / seconds,
         "sampling_share": (sampled - since) / seconds,
         "peak_memory_gb": peak_memory_gb(device),
-        "forwards": sampling["nfe"],
+        "forwards": sampling["nfe"] + metrics["forwards"],
         "seconds": seconds,
     }, problems
+
+
+def learning_rate(config: TrainerConfig, iteration: int, forwards: float) -> float:
+    """Linear warm-up, then a cosine to zero at the end of the iterations, or of the budget of forward passes."""
+    if config.forwards is None:
+        return config.learning_rate * cosine(iteration, config.iterations, config.warmup)
+    return config.learning_rate * min(1.0, (iteration + 1) / max(1, config.warmup)) * decay(forwards / config.forwards)
 
 
 def trajectories(rollout: Rollout, empty_action: str) -> Trajectories:
@@ -221,7 +239,7 @@ def load_trainable(env: EnvConfig, device: torch.device) -> PretrainedDenoiser:
             "docs/oracle.md says what trains there."
         )
     name = env.denoiser_name
-    denoiser = load_denoiser(name, device, env.dtype, quantization=env.quantization)
+    denoiser = load_denoiser(name, **env.loading | {"device": device})
     if not isinstance(denoiser, PretrainedDenoiser):
         raise ValueError(f"env.denoiser={name!r}: has no weights to train.")
     if denoiser.model is not denoiser.causal_lm:

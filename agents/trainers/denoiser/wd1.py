@@ -48,7 +48,7 @@ class WD1Config(TrainerConfig):
         return (~out).sum(dim=1, keepdim=True) * (good - bad)
 
     def learns_from(self, advantage: Tensor) -> Tensor:
-        return advantage != 0
+        return super().learns_from(advantage) & (advantage != 0)
 
 
 def wd1_loss(batch: Batch, config: WD1Config) -> tuple[Tensor, dict[str, Tensor]]:
