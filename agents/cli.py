@@ -24,6 +24,7 @@ ALGORITHMS = {
         for name, (module, config, _) in OBJECTIVES.items()
     },
     "joint": ("dllm_gym.agents.trainers.joint", "JointConfig"),
+    "joint-trace": ("dllm_gym.agents.trainers.joint_trace", "JointTraceConfig"),
     "sft": ("dllm_gym.agents.trainers.sft", "SFTConfig"),
 }
 """Subcommand -> module with `train(config)`, and its config."""

@@ -16,7 +16,7 @@ agents.environment agents.samplers
 agents.evaluation
 agents.trainers
 agents.trainers.policy agents.trainers.denoiser
-agents.trainers.joint agents.cli
+agents.trainers.joint agents.trainers.joint_trace agents.cli
 agents.push
 eval.command eval.metrics eval.presets eval.results
 eval.film eval.tables

@@ -95,7 +95,8 @@ def play(
         observation = episodes.observe(check=False)
         running = np.flatnonzero(episodes.active)
         (rows,) = onto(episodes.device, torch.as_tensor(running))
-        seen, drawn = observation[rows], ()
+        seen = observation[rows]
+        drawn: tuple[Tensor, ...] = ()
         if draws:
             uniforms = [choosing[row].random(episodes.gen_length + 1, dtype=np.float32) for row in running]
             drawn = onto(episodes.device, torch.as_tensor(np.stack(uniforms)))

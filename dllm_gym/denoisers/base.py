@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -234,6 +235,45 @@ class Denoiser(ABC):
         mean = logits.index_fill(1, mask, 0.0).sum(dim=-1) / (logits.shape[-1] - 1)
         target = logits.gather(1, targets[:, None])[:, 0]
         return target - log_normaliser, target - mean, log_normaliser.detach()
+
+    def score_step(
+        self, canvas: Canvas, targets: Tensor, at: Tensor, k: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """One forward pass of a decoding step, differentiable: what is written, and what a sampler sees.
+
+        Args:
+            canvas: B rows of L positions, before the step.
+            targets: ``[B, L]`` int64, the tokens that were drawn.
+            at: ``[B, L]`` bool, the masked positions that the step predicted.
+            k: number of probabilities per position.
+            temperature: at which the tokens were drawn; more than 0.
+
+        Returns:
+            Log-probabilities ``[B, L]`` of the tokens at the temperature, and the k highest untempered probabilities
+            ``[B, L, k]``; zeros elsewhere.
+
+        Raises:
+            FloatingPointError: as `predict`.
+        """
+        rows, columns = places(at, canvas.tokens.device)
+        features, targets = self.features(canvas, at), targets[rows, columns]
+        parts = []
+        for start, size in self._chunks(len(features)):
+            inputs = features[start : start + size], targets[start : start + size], k, temperature
+            lean = torch.is_grad_enabled() and len(features) > size
+            run = partial(checkpoint, self._score_step, use_reentrant=False) if lean else self._score_step
+            parts.append(run(*inputs))
+        log_prob, confidence = (torch.cat(values) for values in zip(*parts, strict=True))
+        if not log_prob.detach().isfinite().all():
+            raise FloatingPointError(self.not_finite(canvas))
+        full = log_prob.new_zeros(at.shape).index_put((rows, columns), log_prob)
+        return full, confidence.new_zeros((*at.shape, k)).index_put((rows, columns), confidence)
+
+    def _score_step(self, features: Tensor, targets: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = self.head(features).float()
+        logits = logits.index_fill(1, targets.new_tensor([self.mask_token_id]), -torch.inf)
+        log_prob = (logits / temperature).log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+        return log_prob, logits.softmax(dim=-1).topk(k, dim=-1).values
 
     def not_finite(self, canvas: Canvas) -> str:
         """What to say where the logits of a canvas turned out to be no numbers."""

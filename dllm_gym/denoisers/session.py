@@ -154,7 +154,7 @@ class DecodingSession:
         if not seen[:, -1].all():
             raise FloatingPointError(self.denoiser.not_finite(canvas))
         stepped = Outline(seen[:, :-1], outline.steps + outline.masked.any(dim=1), outline.prompt_length)
-        if isinstance(rows, slice):
+        if isinstance(rows, slice) or isinstance(index, slice):
             self.canvas, self.outline = part, stepped
         else:
             self.canvas, self.outline = self.canvas.put(index, part), self.outline.put(rows, stepped)

@@ -148,7 +148,7 @@ class Episodes:
         if isinstance(index, slice):
             self.observation = seen
         else:
-            self.observation = self.observation.put(*onto(self.device, index), seen)
+            self.observation = self.observation.put(onto(self.device, index)[0], seen)
         return self.observation
 
     def commit(self, action: Action) -> list[Finished]:

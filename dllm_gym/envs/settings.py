@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.rewards import Reward, get_reward
@@ -79,7 +79,7 @@ class EnvSettings:
         return TokenSampling(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TokenSampling)})
 
     @property
-    def loading(self) -> dict[str, str | None]:
+    def loading(self) -> dict[str, Any]:
         """How `load_denoiser` reads the denoiser."""
         return {name: getattr(self, name) for name in ("device", "dtype", "quantization", "compile")}
 

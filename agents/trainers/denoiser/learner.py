@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -163,15 +164,12 @@ class Learner:
                         with self._without_adapters():
                             reference = frozen(self.reference, corruption, rows)
                     previous = (old[inner - 1][i] if inner else detached) if config.uses_old else None
-                    new, previous, reference = (
-                        each and floored(each, advantage[rows], config.negative_floor)
-                        for each in (new, previous, reference)
-                    )
+                    held = partial(floored, advantage=advantage[rows], probability=config.negative_floor)
                     loss, metrics = self.loss(
                         Batch(
-                            new=new,
-                            old=previous,
-                            reference=reference,
+                            new=held(new),
+                            old=previous and held(previous),
+                            reference=reference and held(reference),
                             corruption=corruption[rows],
                             length=completion[rows].sum(dim=1).float(),
                             advantage=advantage[rows],
@@ -190,9 +188,9 @@ class Learner:
         for rows, log_prob in zip(chunks[:own], before, strict=False):
             now = frozen(self.whole, maskings[0], rows).log_prob
             change, scored = change + (now - log_prob).square().sum(), scored + maskings[0][rows].scored.sum()
-        metrics = self._reduce(sums | {"change": change, "scored": scored}, totals, weight.sum())
-        step_kl = 0.5 * metrics.pop("change") / max(1.0, metrics.pop("scored"))
-        return metrics | {"step_kl": step_kl, "gradient_norm": float(norm)}
+        reduced = self._reduce(sums | {"change": change, "scored": scored}, totals, weight.sum())
+        step_kl = 0.5 * reduced.pop("change") / max(1.0, reduced.pop("scored"))
+        return reduced | {"step_kl": step_kl, "gradient_norm": float(norm)}
 
     def _corrupt(
         self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator, trajectories: Trajectories | None
