@@ -259,7 +259,7 @@ def train(config: JointTraceConfig) -> Path:
     else:
         policy = load_policy(config.start, device)
     trained = {name: p for name, p in denoiser.model.named_parameters() if p.requires_grad}
-    optimizers = [
+    optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=decay)
         for parameters, decay in ((policy.parameters(), 0.1), (trained.values(), 0.0))
     ]

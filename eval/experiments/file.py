@@ -149,6 +149,8 @@ def read_experiment(path: Path) -> Experiment:
         whole = _for_each_task(whole)
     for name, training in whole.train.items():
         _refuse_unknown([training.algorithm], list(ALGORITHMS), f"{path}, train.{name}")
+        if not all(isinstance(values, list) and values for values in training.tries.values()):
+            raise ValueError(f"{path}, train.{name}.tries: {training.tries}, must be names and lists of values.")
         try:
             configs = [parse(training.algorithm, variant.flags()) for variant in training.variants()]
         except SystemExit:
@@ -221,8 +223,6 @@ def _check_tries(whole: Experiment, path: Path) -> None:
         make_stepwise(text)
     for name, training in tried.items():
         _refuse_unknown([training.algorithm], list(OBJECTIVES), f"{path}, train.{name}.tries")
-        if not all(isinstance(values, list) and values for values in training.tries.values()):
-            raise ValueError(f"{path}, train.{name}.tries: {training.tries}, must be names and lists of values.")
     for what, of in (
         ("number of tries", lambda training: len(training.variants())),
         ("forwards", lambda training: training.settings.get("forwards")),

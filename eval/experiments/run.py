@@ -107,19 +107,10 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
     lost = set()
     with ProcessPoolExecutor(config.workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
-            tried = {
-                name: [pool.submit(_try, whole, name, i, folder) for i in range(len(training.variants()))]
-                for name, training in whole.train.items()
-                if training.tries
-            }
-            accuracies: dict[str, list[float]] = {}
-            settings = dict(whole.train)
-            for name, tries in tried.items():
-                found_of = [_result(job, f"try {i} of {name}", failures) for i, job in enumerate(tries)]
-                accuracies[name] = [-1.0 if accuracy is None else accuracy for accuracy in found_of]
-                settings[name] = whole.train[name].variants()[int(np.argmax(accuracies[name]))]
-                print(f"chose {settings[name].settings} for {name}", flush=True)
-            jobs = [pool.submit(_train, settings[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
+            chosen, accuracies = _choose(pool, whole, folder, failures)
+            lost |= {(name, seed) for name, seed in trainings if name not in chosen}
+            trainings = [entry for entry in trainings if entry not in lost]
+            jobs = [pool.submit(_train, chosen[n], folder / f"{n}-seed{seed}", seed) for n, seed in trainings]
             for training, job in zip(trainings, jobs, strict=True):
                 if (folder_of := _result(job, "training {}, seed {}".format(*training), failures)) is None:
                     lost.add(training)
@@ -165,6 +156,28 @@ def _run(whole: Experiment, folder: Path, config: ExperimentConfig) -> None:
     console().print(text, markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise Failed(failures, len(trainings) + len(cells))
+
+
+def _choose(
+    pool: ProcessPoolExecutor, whole: Experiment, folder: Path, failures: list[str]
+) -> tuple[dict[str, Training], dict[str, list[float | None]]]:
+    """What is trained with the seeds, by name, and the accuracies of all tries; nothing where every try failed."""
+    tried = {
+        name: [pool.submit(_try, whole, name, i, folder) for i in range(len(training.variants()))]
+        for name, training in whole.train.items()
+        if training.tries
+    }
+    chosen = {name: training for name, training in whole.train.items() if not training.tries}
+    accuracies = {}
+    for name, tries in tried.items():
+        found = [_result(job, f"try {i} of {name}", failures) for i, job in enumerate(tries)]
+        accuracies[name] = found
+        judged = [(accuracy, -i) for i, accuracy in enumerate(found) if accuracy is not None]
+        if judged:
+            chosen[name] = whole.train[name].variants()[-max(judged)[1]]
+            print(f"chose {', '.join(f'{key} {chosen[name].settings[key]}' for key in whole.train[name].tries)} "
+                  f"for {name}", flush=True)  # fmt: skip
+    return chosen, accuracies
 
 
 def _result(job: Future, what: str, failures: list[str]):
@@ -255,7 +268,7 @@ def _evaluate(whole: Experiment, point: Point, folder: Path, config: ExperimentC
         return evaluate_cell(request, file)
 
 
-def _tries_table(whole: Experiment, accuracies: dict[str, list[float]]) -> str:
+def _tries_table(whole: Experiment, accuracies: dict[str, list[float | None]]) -> str:
     """Every try, with the accuracy by which the best was chosen."""
     if not accuracies:
         return ""
@@ -263,8 +276,8 @@ def _tries_table(whole: Experiment, accuracies: dict[str, list[float]]) -> str:
     for name, values_of in accuracies.items():
         for variant, accuracy in zip(whole.train[name].variants(), values_of, strict=True):
             text = ", ".join(f"{key} {variant.settings[key]}" for key in whole.train[name].tries)
-            shown = f"{100 * accuracy:.1f}" if accuracy >= 0 else "failed"
-            lines.append(f"| {name} | {text} | {f'**{shown}**' if accuracy == max(values_of) else shown} |")
+            shown = "failed" if accuracy is None else f"{100 * accuracy:.1f}"
+            lines.append(f"| {name} | {text} | {shown} |")
     return "\n".join(lines)
 
 
@@ -308,7 +321,7 @@ def _comparison_table(comparisons: list[Comparison], found: dict, choosing: dict
         "metric",
         "first minus second [95 %]",
         "interquartile mean",
-        "P(first better)",
+        "P(first above second)",
         "by seed",
     )
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
@@ -320,9 +333,9 @@ def _comparison_table(comparisons: list[Comparison], found: dict, choosing: dict
             text = with_interval(a.mean() - b.mean(), seeded_interval(a, b), digits, scale, "+")
             by_seed = a.mean(axis=1) - b.mean(axis=1)
             middle = f"{scale * interquartile_mean(by_seed):+.{digits}f}"
-            better = f"{probability_of_improvement(a.mean(axis=1), b.mean(axis=1)):.2f}"
+            above = f"{probability_of_improvement(a.mean(axis=1), b.mean(axis=1)):.2f}"
             shown = ", ".join(f"{scale * d:+.{digits}f}" for d in by_seed)
-            lines.append(f"| {first} | {second} | {entry.metric} | {text} | {middle} | {better} | {shown} |")
+            lines.append(f"| {first} | {second} | {entry.metric} | {text} | {middle} | {above} | {shown} |")
     return "\n".join(lines) if comparisons else ""
 
 

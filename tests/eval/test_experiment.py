@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from dllm_gym.eval import cli
-from dllm_gym.eval.experiments.file import Grid, draws, read_experiment
+from dllm_gym.eval.experiments.file import Grid, draws, only, read_experiment
 from dllm_gym.eval.results import read_results
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +50,87 @@ def written(tmp_path) -> Path:
 @pytest.mark.parametrize("path", sorted((ROOT / "eval/experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_experiments_of_the_repository_can_be_read(path):
     assert read_experiment(path).compare
+
+
+TRIES = """
+claim: Settings are chosen.
+seeds: 1
+tasks: {sudoku: MaskedDiffusion-Sudoku-v0, gsm8k: MaskedDiffusion-GSM8K-v0}
+choose: {sampler: [confidence:k=8, confidence:k=16], problems: 3}
+train:
+  spg:
+    algorithm: spg
+    settings: {forwards: 40, problems: 2, group: 2, inner-iterations: 1, env.num-envs: 4, report.enabled: false}
+    tries: {learning-rate: [0.0, 1.0]}
+cells:
+  before: {sampler: confidence:k=8, env: &env {num_envs: 4, denoiser: embedded-early}, problems: 4}
+  spg: {sampler: confidence:k=8, env: {<<: *env, denoiser: "{spg}"}, problems: 4}
+compare:
+  - {first: spg, second: before, metric: accuracy}
+"""
+
+
+def test_the_best_try_is_trained_with_the_seeds(tmp_path, capsys):
+    """A learning rate of 1 ruins the denoiser, so that one of 0 is chosen; only what was asked for is done."""
+    path, folder = tmp_path / "tries.yaml", tmp_path / "out"
+    path.write_text(TRIES)
+    flags = ["experiment", str(path), "--folder", str(folder), "--workers", "1", "--only", "sudoku-*"]
+    assert cli.main(flags) == 0
+    table = (folder / "table.md").read_text()
+    assert "chose learning-rate 0.0 for sudoku-spg" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "results", "sudoku-spg-try0", "sudoku-spg-try1", "sudoku-spg-seed0",
+    }  # fmt: skip
+    tried = [read_results(folder / f"results/sudoku-spg-try{i}.jsonl") for i in (0, 1)]
+    for i, cells in enumerate(tried):
+        assert [cell.settings["sampler"] for cell in cells] == ["confidence:k=8", "confidence:k=16"]
+        assert all([record["index"] for record in cell.problems] == [999_997, 999_998, 999_999] for cell in cells)
+        mean = 100 * np.mean([cell.correct.mean() for cell in cells])
+        assert f"| sudoku-spg | learning-rate {float(i)} | {mean:.1f} |" in table
+    assert "| sudoku-spg | sudoku-before | accuracy | +0.0 [+0.0, +0.0] | +0.0 | 0.50 | +0.0 |" in table
+    record = (folder / "sudoku-spg-seed0.json").read_text()
+    assert '"learning-rate": 0.0' in record and '"env.id": "MaskedDiffusion-Sudoku-v0"' in record
+
+
+def test_tasks_are_written_out(tmp_path):
+    path = tmp_path / "tries.yaml"
+    path.write_text(TRIES)
+    whole = read_experiment(path)
+    assert list(whole.train) == ["sudoku-spg", "gsm8k-spg"] and len(whole.compare) == 2
+    assert whole.cells["gsm8k-spg"].env == {
+        "id": "MaskedDiffusion-GSM8K-v0", "num_envs": 4, "denoiser": "{gsm8k-spg}",
+    }  # fmt: skip
+    part = only(whole, ["gsm8k-before"])
+    assert list(part.cells) == ["gsm8k-before"] and not part.train and not part.compare
+    with pytest.raises(ValueError, match=r"only='math-\*': no cell has such a name; they are sudoku-before, "):
+        only(whole, ["math-*"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("choose:", "chose:", "did you mean 'choose'"),
+        ("choose: {sampler: [confidence:k=8, confidence:k=16], problems: 3}", "", "sudoku-spg.*have tries"),
+        ("algorithm: spg", "algorithm: grpo", "not flags of grpo|tries: unknown 'grpo'"),
+        ("learning-rate: [0.0, 1.0]", "learning-rate: 0.1", "must be names and lists"),
+        ("forwards: 40", "forwards: 2", "forwards=2: the first step of 4 completions needs more"),
+        (
+            "cells:",
+            "  gdsd: {algorithm: gdsd, settings: {forwards: 400, problems: 2, group: 2}, tries: {psi: [1, 2]}}\ncells:",
+            "the forwards differs",
+        ),
+        (
+            "cells:",
+            "  gdsd: {algorithm: gdsd, settings: {forwards: 40, problems: 2, group: 2}, tries: {psi: [1]}}\ncells:",
+            "the number of tries differs",
+        ),
+    ],
+)
+def test_tries_that_are_refused(old, new, named, tmp_path):
+    path = tmp_path / "tries.yaml"
+    path.write_text(TRIES.replace(old, new, 1))
+    with pytest.raises(ValueError, match=named):
+        read_experiment(path)
 
 
 def test_axes_make_variants():

@@ -6,7 +6,8 @@ from math import exp
 import numpy as np
 import pytest
 
-from dllm_gym.eval.metrics import aup, distinct, pass_at_k, summary
+from dllm_gym.agents.evaluation import bootstrap_interval, seeded_interval
+from dllm_gym.eval.metrics import aup, distinct, interquartile_mean, pass_at_k, probability_of_improvement, summary
 from dllm_gym.eval.results import Cell
 
 CORRECT = np.array([[1, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=bool)
@@ -58,3 +59,22 @@ def test_the_summary_of_a_cell():
     assert (figures["entropy"], figures["distinct"]) == (2.0, 0.75)
     cell.add("end", {"seconds": 4.0, "tokens": 36, "forwards": 24})
     assert summary(cell)["tokens_per_second"] == 9
+
+
+def test_interquartile_mean_and_probability_of_improvement():
+    assert interquartile_mean(np.array([9.0, 1.0, 2.0, 3.0, -50.0])) == 2
+    assert interquartile_mean(np.array([4.0, 1.0])) == 2.5
+    first, second = np.array([1.0, 3.0]), np.array([2.0, 1.0, 0.0])
+    assert probability_of_improvement(first, second) == pytest.approx((0.5 + 1 + 3) / 6)
+
+
+def test_an_interval_over_seeds_is_wider_where_seeds_differ():
+    """And that of single seeds is the paired one over problems."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random((1, 300)), rng.random((1, 300))
+    paired = bootstrap_interval((first - second)[0])
+    assert seeded_interval(first, second) == pytest.approx(paired, abs=0.01)
+    runs = first + np.array([-0.3, -0.1, 0.0, 0.1, 0.3])[:, None]
+    low, high = seeded_interval(runs, second)
+    assert high - low > 1.5 * (paired[1] - paired[0])
+    assert low < float(first.mean() - second.mean()) < high
