@@ -244,8 +244,12 @@ def _group_titles(keys: list[tuple]) -> list[str]:
 
 
 def _curves(folders: list[Path]) -> list[dict]:
-    """Reward, accuracy and NFE of training runs (the loss where a run has none of them), each run with its mean."""
+    """Reward, accuracy and NFE of training runs (the loss where a run has none of them), each run with its mean.
+
+    Over steps; over forward passes where all runs were trained for a number of these.
+    """
     logs = [(folder, _log(folder)) for folder in folders]
+    along = "forwards" if all(read_config(folder).get("forwards") for folder in folders) else "step"
     curves = []
     for metric in ("reward", "accuracy", "nfe", "loss"):
         runs = []
@@ -253,13 +257,13 @@ def _curves(folders: list[Path]) -> list[dict]:
             kept = [row for row in rows if isinstance(row.get(metric), int | float) and math.isfinite(row[metric])]
             if not kept or (metric == "loss" and any("reward" in row for row in rows)):
                 continue
-            bins = np.array_split(np.array([[row["step"], row[metric]] for row in kept]), min(len(kept), CURVE_POINTS))
+            bins = np.array_split(np.array([[row[along], row[metric]] for row in kept]), min(len(kept), CURVE_POINTS))
             step, value = np.array([part.mean(axis=0) for part in bins]).T
             smooth = [_round(v) for v in _running_mean(value)]
             raw = [_round(v) for v in value]
             runs.append({"name": folder.name, "index": index, "step": step.tolist(), "raw": raw, "smooth": smooth})
         if runs:
-            curves.append({"metric": metric.upper() if metric == "nfe" else metric, "runs": runs})
+            curves.append({"metric": metric.upper() if metric == "nfe" else metric, "along": along, "runs": runs})
     return curves
 
 

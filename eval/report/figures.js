@@ -88,11 +88,11 @@ function chains() {
 }
 
 function training() {
-  return data.curves.map(({ metric, runs }) =>
+  return data.curves.map(({ metric, along, runs }) =>
     plot({
       title: metric,
-      describe: `${metric} by training step.`,
-      x: { label: "step", whole: true },
+      describe: `${metric} over training, by ${along}.`,
+      x: { label: along, whole: true },
       y: { label: metric, digits: 3 },
       series: runs.map((run) => {
         const zip = (ys) => ys.map((y, i) => ({ x: run.step[i], y }));

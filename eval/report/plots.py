@@ -116,7 +116,7 @@ def _curve(axes, curve: dict) -> None:
         colour, dash = COLOURS[run["index"] % len(COLOURS)], DASHES[run["index"] // len(COLOURS) % len(DASHES)]
         axes.plot(run["step"], run["raw"], color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(run["step"], run["smooth"], color=colour, linestyle=dash, label=run["name"])
-    axes.set(xlabel="step", ylabel=curve["metric"], title=f"Training: {curve['metric']} (strong: running mean)")
+    axes.set(xlabel=curve["along"], ylabel=curve["metric"], title=f"Training: {curve['metric']} (strong: running mean)")
 
 
 def _look(cell: dict) -> dict:
