@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from torch import Tensor
 import dllm_gym
 from dllm_gym import make_task
 from dllm_gym.agents import load_policy, make_policy
-from dllm_gym.agents.cli import main
+from dllm_gym.agents.cli import main, parse
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.trainers import joint
 from dllm_gym.agents.trainers.denoiser import OBJECTIVES, load_objective, trainer
@@ -71,7 +72,12 @@ def test_every_objective_trains_from_the_command_line(algorithm, tmp_path):
     assert all(math.isfinite(value) for value in (one | two).values())
     shared = {"reward", "accuracy", "nfe", "entropy", "equal_groups", "excluded", "step_kl", "loss", "gradient_norm"}
     assert set(one) == set(two) > shared | set(TIMING)
-    assert (one["nfe"], one["forwards"], two["forwards"], one["completion_length"]) == (4, 24, 48, 16)
+    assert (one["nfe"], one["completion_length"]) == (4, 16)
+    config = parse(algorithm, FLAGS)
+    maskings = config.trace.steps if config.uses_trajectory else config.corruption.maskings
+    passes = maskings * (2 * 3 + config.uses_old + 2 * config.uses_reference)  # two updates; a backward pass is two
+    learned = [max(1, round(6 * row["learned_from"])) for row in (one, two)]
+    assert [one["forwards"], two["forwards"]] == [24 + passes * learned[0], 48 + passes * sum(learned)]
     assert two["seconds"] > one["seconds"] and one["gradient_norm"] > 0 and one["step_kl"] > 0
     trained, before = dllm_gym.load_denoiser(folder / "denoiser"), early()
     assert all(not torch.equal(p, before_p) for p, before_p in zip(*map(changeable, (trained, before)), strict=True))
@@ -218,7 +224,7 @@ def test_every_iteration_has_problems_and_completions_of_its_own():
     env = vector_env("multiplicative")
     sampler = make_policy("confidence", k=4)
     learner = make_learner(SPGConfig(**QUIET | {"problems": 4}), spg_loss, env.episodes.denoiser)
-    learner.update = lambda tokens, *_: seen.append(tokens) or {}
+    learner.update = lambda tokens, *_: seen.append(tokens) or {"forwards": 0.0}
     seen: list[Tensor] = []
     first, second, again = (trainer.improve(learner, [env], sampler, i)[1].tolist() for i in (0, 1, 0))
     assert first == again and set(first).isdisjoint(second)
@@ -473,3 +479,22 @@ def test_make_env_is_given_the_denoiser_in_training():
     denoiser = early()
     env = make_env(replace(SUDOKU, denoiser=denoiser))
     assert env.episodes.denoiser is denoiser
+
+
+def test_a_budget_of_forward_passes_ends_training(tmp_path):
+    """After the iteration that spends it; the learning rate follows it, and a stopped run spends the rest."""
+    flags = "--problems 2 --group 3 --inner-iterations 1 --warmup 1 --forwards 150 --checkpoint-every 1".split()
+    flags = [*FLAGS[:4], *flags, "--threads", "1", "--sampler", "confidence:k=4", "--report.no-enabled"]
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    assert main(["spg", *flags, "--run-dir", str(whole)]) == 0
+    rows = metrics_of(whole)
+    assert rows[-1]["forwards"] >= 150 > rows[-2]["forwards"]
+    for row, before in itertools.pairwise(rows[::-1]):
+        progress = before["forwards"] / 150
+        assert row["learning_rate"] == pytest.approx(1e-4 * 0.5 * (1 + math.cos(math.pi * progress)))
+    shutil.copytree(whole, half)
+    for path in (half / "denoiser", *sorted(half.glob("checkpoint-*"))[1:]):
+        shutil.rmtree(path)
+    (half / "summary.json").unlink()
+    assert main(["spg", "--resume", str(half)]) == 0
+    assert metrics_of(half) == rows
