@@ -55,7 +55,8 @@ def table() -> str:
         env = {name: value for name, value in preset.env.items() if name not in ("id", "denoiser")}
         length, shots = env.pop("gen_length"), env.pop("few_shot", 0)
         block = env.pop("block_length", length)
-        further = ", ".join(name if value is True else f"{name} {value}" for name, value in env.items())
+        shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in env.items()}
+        further = ", ".join(key if value is True else f"{key} {value}" for key, value in shown.items())
         name, scores = f"`{preset.name}`", preset.scores
         rows.append((name, length, block, preset.sampler, shots, further, scores, preset.source, preset.differs))
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
