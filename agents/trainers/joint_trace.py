@@ -196,12 +196,11 @@ def improve(
     chosen, weight, owner = chosen[learned], weight[learned], owner[learned]
     seen = rollout.observation[chosen]
     prompts = [episodes.encode_prompt(rollout.problems[n]) for n in owner.tolist()]
-    blank = decoding.blank(prompts, seen.masked.shape[1], denoiser.mask_token_id) if len(prompts) else None
     totals = {"sampler": 0.0, "denoiser": 0.0}
     for optimizer in optimizers:
         optimizer.zero_grad()
-    if blank is not None:
-        canvas = replace(blank, tokens=torch.where(seen.masked, blank.tokens, seen.token), masked=seen.masked)
+    if prompts:
+        canvas = decoding.before(seen, prompts, denoiser.mask_token_id)
         written = trajectories(rollout, episodes.empty_action).written[chosen]
         steps = EpisodeSteps(canvas, seen, rollout.picks[chosen], written)
         for rows in torch.arange(len(chosen), device=device).split(config.microbatch):

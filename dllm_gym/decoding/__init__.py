@@ -1,6 +1,7 @@
 """Decoding as pure functions: on a canvas, and on finished completions that are masked anew."""
 
 from dllm_gym.decoding.canvas import (
+    before,
     best_n,
     blank,
     blocks,
@@ -14,6 +15,7 @@ from dllm_gym.decoding.canvas import (
 )
 
 __all__ = [
+    "before",
     "best_n",
     "blank",
     "blocks",

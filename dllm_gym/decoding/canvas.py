@@ -6,6 +6,8 @@ active block follows from what is masked, so nothing but the canvas has to be ca
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,16 @@ def observe(canvas: Canvas, prediction: Prediction, block_length: int, offset: T
         progress=canvas.steps / canvas.tokens.shape[1],
         probability=torch.where(canvas.masked, prediction.probability, canvas.probability),
     )
+
+
+def before(observation: Observation, prompts: list[Tensor], mask_token_id: int) -> Canvas:
+    """The canvases of B steps before they were taken, from what was seen of them and B prompts, 1-D int64 tensors.
+
+    What was filled in, probabilities and steps are not told apart: they are those of a blank canvas.
+    """
+    canvas = blank(prompts, observation.masked.shape[1], mask_token_id)
+    tokens = torch.where(observation.masked, canvas.tokens, observation.token)
+    return dataclasses.replace(canvas, tokens=tokens, masked=observation.masked)
 
 
 def commit(

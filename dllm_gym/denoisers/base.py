@@ -216,13 +216,7 @@ class Denoiser(ABC):
         """
         rows, columns = scored.nonzero(as_tuple=True)
         features, targets = self.scoring_features(canvas, targets, scored), targets[rows, columns]
-        chunks = self._chunks(len(features))
-        parts = []
-        for start, size in chunks:
-            inputs = features[start : start + size], targets[start : start + size], temperature
-            lean = torch.is_grad_enabled() and len(chunks) > 1
-            parts.append(checkpoint(self._score, *inputs, use_reentrant=False) if lean else self._score(*inputs))
-        log_prob, centred, normaliser = (torch.cat(values) for values in zip(*parts, strict=True))
+        log_prob, centred, normaliser = self._in_chunks(self._score, features, targets, temperature)
         if not normaliser.isfinite().all():
             raise FloatingPointError(self.not_finite(canvas))
         zeros = log_prob.new_zeros(scored.shape)
@@ -257,13 +251,7 @@ class Denoiser(ABC):
         """
         rows, columns = places(at, canvas.tokens.device)
         features, targets = self.features(canvas, at), targets[rows, columns]
-        parts = []
-        for start, size in self._chunks(len(features)):
-            inputs = features[start : start + size], targets[start : start + size], k, temperature
-            lean = torch.is_grad_enabled() and len(features) > size
-            run = partial(checkpoint, self._score_step, use_reentrant=False) if lean else self._score_step
-            parts.append(run(*inputs))
-        log_prob, confidence = (torch.cat(values) for values in zip(*parts, strict=True))
+        log_prob, confidence = self._in_chunks(self._score_step, features, targets, k, temperature)
         if not log_prob.detach().isfinite().all():
             raise FloatingPointError(self.not_finite(canvas))
         full = log_prob.new_zeros(at.shape).index_put((rows, columns), log_prob)
@@ -278,6 +266,15 @@ class Denoiser(ABC):
     def not_finite(self, canvas: Canvas) -> str:
         """What to say where the logits of a canvas turned out to be no numbers."""
         return f"{self.name}: its logits are not finite."
+
+    def _in_chunks(self, score: Callable, features: Tensor, targets: Tensor, *settings) -> tuple[Tensor, ...]:
+        """What ``score`` says of all positions; where there are several chunks, recomputed in the backward pass."""
+        chunks, parts = self._chunks(len(features)), []
+        if torch.is_grad_enabled() and len(chunks) > 1:
+            score = partial(checkpoint, score, use_reentrant=False)
+        for start, size in chunks:
+            parts.append(score(features[start : start + size], targets[start : start + size], *settings))
+        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
     def _chunks(self, positions: int) -> list[tuple[int, int]]:
         """Start and size of runs of positions whose logits fit into `CHUNK`; at least one, perhaps empty."""

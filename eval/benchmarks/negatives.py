@@ -9,7 +9,7 @@ the argmax on the canvases of unseen completions that turned out right, whose to
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -88,9 +88,7 @@ class Steps:
 def steps_of(rollout: Rollout, prompts: list[Tensor], mask_token_id: int, empty_action: str) -> Steps:
     """The canvases of a rollout, whose E prompts are 1-D int64."""
     taken, seen = trajectories(rollout, empty_action), rollout.observation
-    blank = decoding.blank([prompts[n] for n in rollout.episode.tolist()], seen.masked.shape[1], mask_token_id)
-    tokens = torch.where(seen.masked, blank.tokens, seen.token)
-    canvas = replace(blank, tokens=tokens, masked=seen.masked)
+    canvas = decoding.before(seen, [prompts[n] for n in rollout.episode.tolist()], mask_token_id)
     return Steps(canvas, seen.token, taken.written, rollout.tokens[rollout.episode], rollout.episode)
 
 
@@ -153,7 +151,7 @@ def measure(config: NegativesConfig) -> None:
             corruption = CorruptionConfig(maskings=maskings)
             objective = SPGConfig(env=config.env, inner_iterations=1, corruption=corruption, **settings)
             advantage = objective.advantages(parts[0].reward.view(-1, config.group)).flatten()
-            scaled = torch.where(advantage < 0, objective.negative_scale * advantage, advantage)
+            scaled = objective.scaled(advantage)
             learner = Learner(denoiser, objective, spg_loss, Accelerator(cpu=True))
             weight = torch.full_like(advantage, 1 / len(advantage))
             generator = torch.Generator().manual_seed(config.seed)

@@ -102,8 +102,7 @@ def improve(
     valid = rollout.reward.isfinite()
     for i in (~valid).nonzero()[:, 0].tolist():
         print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
-    advantage = config.advantages(rollout.reward.view(-1, config.group)).flatten()
-    advantage = torch.where(advantage < 0, config.negative_scale * advantage, advantage)
+    advantage = config.scaled(config.advantages(rollout.reward.view(-1, config.group)).flatten())
     sums = summarise(rollout, valid, learner.end_tokens, config.group)
     sampling = processes.sum(sums | sums_by_task(rollout, episodes.task.parts))
     weight = valid / max(1.0, sampling["valid"])
@@ -160,8 +159,7 @@ def cache_gap(
     steps = torch.as_tensor(chosen, device=rollout.tokens.device)
     seen, written = rollout.observation[steps], rollout.picks[steps] > 0
     prompts = [episodes.encode_prompt(rollout.problems[n]) for n in rollout.episode[steps].tolist()]
-    blank = decoding.blank(prompts, seen.masked.shape[1], learner.denoiser.mask_token_id)
-    canvas = replace(blank, tokens=torch.where(seen.masked, blank.tokens, seen.token), masked=seen.masked)
+    canvas = decoding.before(seen, prompts, learner.denoiser.mask_token_id)
     log_prob = learner.denoiser.score(canvas, seen.token, written).log_prob
     gap = torch.where(written, (log_prob - seen.probability.log()).abs(), 0.0)
     sums = learner.processes.sum({"gap": gap.sum(), "written": written.sum()})
