@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
+# Containers often set it; every process would then compile all the modules that it imports, which takes it seconds.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: train test lint types docs minimum
 
 # Train an unmasking policy with GRPO on embedded problems; ends with a table and a plot.

@@ -33,7 +33,7 @@ def completions_of(denoiser, rows: int = 7, length: int = 12) -> tuple[Tensor, l
 def make_learner(config, loss, denoiser=None, sgd: float | None = None) -> Learner:
     learner = Learner(denoiser or early(), config, loss, Accelerator(cpu=True))
     if sgd:  # of Adam, the first steps are signs of gradients, whatever their size
-        learner.optimizers = [torch.optim.SGD(learner.masters.values(), lr=sgd)]
+        learner.optimizers = [torch.optim.SGD(learner.weights.masters.values(), lr=sgd)]
     return learner
 
 

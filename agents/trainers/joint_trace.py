@@ -37,6 +37,7 @@ from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, c
 from dllm_gym.agents.trainers.denoiser.learner import add_adapters
 from dllm_gym.agents.trainers.denoiser.objective import LoRAConfig
 from dllm_gym.agents.trainers.denoiser.trainer import load_trainable, trajectories
+from dllm_gym.agents.trainers.denoiser.weights import TrainedWeights
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import alone, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
@@ -176,11 +177,15 @@ def draw_steps(episode: Tensor, steps: int, generator: torch.Generator) -> tuple
 def improve(
     envs: list[UnmaskingVectorEnv],
     policy: UnmaskingPolicy,
+    weights: TrainedWeights,
     optimizers: list[torch.optim.Optimizer],
     config: JointTraceConfig,
     iteration: int,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """One iteration: play, compare within groups, update both. Returns the metrics and the indices of the problems."""
+    """One iteration: play, compare within groups, update both. Returns the metrics and the indices of the problems.
+
+    ``weights`` are the denoiser's; ``optimizers`` are the policy's, then theirs.
+    """
     since, episodes = time.perf_counter(), envs[0].episodes
     denoiser, device = episodes.denoiser, episodes.device
     rng = np.random.default_rng([config.seed, iteration])  # a resumed run needs no generator state
@@ -211,6 +216,7 @@ def improve(
             (loss / (len(rollout) * episodes.gen_length)).backward()
             totals["sampler"] += positions.detach().sum().item()
             totals["denoiser"] += tokens.detach().sum().item()
+    weights.take_gradients()
     norms = []
     for optimizer, rate in zip(optimizers, (config.sampler_rate, config.denoiser_rate), strict=True):
         group = optimizer.param_groups[0]
@@ -218,6 +224,7 @@ def improve(
         norms.append(torch.nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
         if rate and norms[-1].isfinite():  # else the weights stay what they are, and the run ends with what it logs
             optimizer.step()
+    weights.publish()
     eligible = rollout.observation.eligible
     count = max(1, len(chosen))
     return {
@@ -243,8 +250,6 @@ def train(config: JointTraceConfig) -> Path:
     alone("joint-trace")
     device = torch.device("cuda" if config.env.device != "cpu" and torch.cuda.is_available() else "cpu")
     denoiser = load_trainable(config.env, device)
-    if denoiser.dtype.itemsize < 4 and not config.lora.rank:
-        raise ValueError(f"env.dtype={config.env.dtype!r}: train all weights in float32, or adapters with --lora.rank.")
     if denoiser.approximates(config.env.cache):
         raise ValueError(f"env.cache={config.env.cache!r}: an approximate cache shows other confidences; give 'none'.")
     envs = make_envs(config.env, denoiser=denoiser)
@@ -257,16 +262,16 @@ def train(config: JointTraceConfig) -> Path:
         policy = make_policy_network(config.policy, config.seed, device)
     else:
         policy = load_policy(config.start, device)
-    trained = {name: p for name, p in denoiser.model.named_parameters() if p.requires_grad}
+    weights = TrainedWeights(denoiser.model)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=decay)
-        for parameters, decay in ((policy.parameters(), 0.1), (trained.values(), 0.0))
+        for parameters, decay in ((policy.parameters(), 0.1), (weights.masters.values(), 0.0))
     ]
     run = Run("joint-trace", config)
-    parts = {"policy": policy, "optimizers": optimizers, "denoiser": Weights(trained)}
+    parts = {"policy": policy, "optimizers": optimizers, "weights": weights}
     with run:
         for iteration in run.steps(config.iterations, parts):
-            metrics, problems = improve(envs, policy, optimizers, config, iteration)
+            metrics, problems = improve(envs, policy, weights, optimizers, config, iteration)
             run.record(metrics, problems)
         policy.save(run.folder / "policy", trained_in=vars(config.env))
         denoiser.save(run.folder / "denoiser")
@@ -276,18 +281,3 @@ def train(config: JointTraceConfig) -> Path:
             summary = compare(run.folder, config.report, config.env, denoiser, "joint-trace", learned)
         run.finish(summary)
     return run.folder
-
-
-class Weights:
-    """Some weights of a model, as a checkpoint holds them."""
-
-    def __init__(self, weights: dict[str, torch.nn.Parameter]):
-        self.weights = weights
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.weights)
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, weight in self.weights.items():
-            weight.copy_(state[name])

@@ -1,15 +1,17 @@
 """What bad completions teach: ``python -m dllm_gym.eval.benchmarks.negatives``.
 
-One batch of completions, a few updates with SPG's surrogates for the bad ones, and then: by how many nats did the
+One batch of completions, a few updates with one way to treat the bad ones, and then: by how many nats did the
 likelihood of good, bad and unseen completions change, and what are confidences worth now? Likelihoods are those of the
 trajectories that the denoiser took before (`dllm_gym.decoding.trajectory`), which are exact. Confidences are those of
-the argmax on the canvases of unseen completions that turned out right, whose tokens are the truth.
+the argmax on the canvases of unseen completions that turned out right, whose tokens are the truth. Figures are means
+over seeds.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -17,29 +19,40 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dllm_gym import decoding
+from dllm_gym.agents.cli import flag, parse
 from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.terminal import console
+from dllm_gym.agents.trainers.denoiser import load_objective
 from dllm_gym.agents.trainers.denoiser.learner import Learner
-from dllm_gym.agents.trainers.denoiser.objective import CorruptionConfig
-from dllm_gym.agents.trainers.denoiser.spg import SPGConfig, spg_loss
 from dllm_gym.agents.trainers.denoiser.trainer import load_trainable, trajectories
 from dllm_gym.agents.trainers.seeding import seeded
+from dllm_gym.decoding.trajectory import Trajectories
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.eval.command import run
 from dllm_gym.types import Canvas, Rollout
 
-SURROGATES = {
-    "mixture": {},
-    "EUBO": {"negative": "eubo"},
-    "ELBO": {"negative": "elbo"},
-    "left out": {"negative_scale": 0.0},
-    "mixture, a quarter": {"negative_scale": 0.25},
-    "mixture, floor 0.1": {"negative_floor": 0.1},
-    "ELBO, floor 0.1": {"negative": "elbo", "negative_floor": 0.1},
+WAYS = {
+    "mixture": ("spg", {}),
+    "EUBO": ("spg", {"negative": "eubo"}),
+    "ELBO": ("spg", {"negative": "elbo"}),
+    "left out": ("spg", {"negative-scale": 0}),
+    "mixture, a quarter": ("spg", {"negative-scale": 0.25}),
+    "mixture, floor 0.1": ("spg", {"negative-floor": 0.1}),
+    "ELBO, floor 0.1": ("spg", {"negative": "elbo", "negative-floor": 0.1}),
+    "mixture, coupled maskings": ("spg", {"corruption.kind": "coupled"}),
+    "EUBO, coupled maskings": ("spg", {"negative": "eubo", "corruption.kind": "coupled"}),
+    "mixture, LoRA": ("spg", {"lora.rank": 16}),
+    "GDSD": ("gdsd", {}),
+    "GDSD, k2 to the reference": ("gdsd", {"kl-weight": 1}),
+    "GDSD, left out": ("gdsd", {"negative-scale": 0}),
+    "trajectory": ("trace-pg", {}),
+    "trajectory, clipped ratio": ("trace-grpo", {}),
+    "trajectory, floor 0.1": ("trace-pg", {"negative-floor": 0.1}),
+    "trajectory, left out": ("trace-pg", {"negative-scale": 0}),
 }
-"""Settings of `SPGConfig`."""
+"""Name -> an objective and flags of its."""
 
 
 @dataclass
@@ -54,6 +67,8 @@ class NegativesConfig:
     """The environment."""
     sampler: str = "threshold:threshold=0.9"
     """Sampler to decode with."""
+    ways: tuple[str, ...] = tuple(WAYS)
+    """Ways to treat bad completions, by name."""
     problems: int = 32
     """Number of problems in the batch, and of unseen ones."""
     group: int = 8
@@ -62,12 +77,12 @@ class NegativesConfig:
     """Number of updates on the batch."""
     learning_rate: float = 1e-4
     """Of AdamW."""
-    maskings: tuple[int, ...] = (1, 2, 8)
-    """Numbers of maskings per completion and update."""
+    maskings: tuple[int, ...] = (2,)
+    """Numbers of maskings per completion and update; for the trajectory, of its steps."""
     threshold: float = 0.9
     """Confidences above it are looked at."""
-    seed: int = 0
-    """Random seed."""
+    seeds: int = 3
+    """Number of seeds, 0, 1, ...: of problems, completions and maskings."""
 
 
 @dataclass
@@ -115,55 +130,102 @@ def calibration(denoiser: Denoiser, steps: Steps, right: Tensor, threshold: floa
     return above / max(1, masked), hits / max(1, above)
 
 
+@dataclass
+class Sample:
+    """Completions of E episodes before the updates."""
+
+    rollout: Rollout
+    prompts: list[Tensor]
+    steps: Steps
+    log_likelihood: Tensor
+    """``[E]`` float64, nats."""
+
+
+def sample(config: NegativesConfig, denoiser: Denoiser, seed: int) -> tuple[Sample, Sample]:
+    """A batch, and completions of as many other problems."""
+    envs = make_envs(config.env, denoiser=denoiser)
+    episodes = envs[0].episodes
+    chosen = np.random.default_rng(seed).permutation(len(episodes.task))[: 2 * config.problems]
+
+    def play(problems: np.ndarray) -> Sample:
+        own = np.repeat(problems, config.group)
+        rollout = collect(envs, make_stepwise(config.sampler), own, seed=seed, explore=False)
+        prompts = [episodes.encode_prompt(problem) for problem in rollout.problems]
+        steps = steps_of(rollout, prompts, denoiser.mask_token_id, episodes.empty_action)
+        return Sample(rollout, prompts, steps, log_likelihood(denoiser, steps, config.env.temperature))
+
+    return play(chosen[: config.problems]), play(chosen[config.problems :])
+
+
+def figures(config: NegativesConfig, way: str, maskings: int, batch: Sample, unseen: Sample, seed: int) -> list[float]:
+    """After the updates: changes for good, bad, unseen right and unseen wrong completions in nats, and calibration."""
+    algorithm, settings = WAYS[way]
+    loss = load_objective(algorithm)[1]
+    number = "trace.steps" if algorithm.startswith("trace") else "corruption.maskings"
+    flags = [part for item in (settings | {number: maskings}).items() for part in flag(*item)]
+    objective = replace(parse(algorithm, flags), env=config.env, inner_iterations=1)
+    objective.check()
+    with seeded(seed):
+        denoiser = load_trainable(config.env, torch.device("cpu"))
+        learner = Learner(denoiser, objective, loss, Accelerator(cpu=True))
+    rollout = batch.rollout
+    advantage = objective.advantages(rollout.reward.view(-1, config.group)).flatten()
+    weight = torch.full_like(advantage, 1 / len(advantage))
+    steps = Trajectories(rollout.observation.masked, batch.steps.written, rollout.episode)
+    generator = torch.Generator().manual_seed(seed)
+    with seeded(seed):
+        for _ in range(config.updates):
+            learner.update(
+                rollout.tokens,
+                batch.prompts,
+                objective.scaled(advantage),
+                weight,
+                generator,
+                config.learning_rate,
+                steps if objective.uses_trajectory else None,
+            )
+    own, other = (
+        log_likelihood(denoiser, sample.steps, config.env.temperature) - sample.log_likelihood
+        for sample in (batch, unseen)
+    )
+    right = unseen.rollout.correct
+    changes = (own[advantage > 0], own[advantage < 0], other[right], other[~right])
+    return [*(part.mean().item() for part in changes), *calibration(denoiser, unseen.steps, right, config.threshold)]
+
+
 def measure(config: NegativesConfig) -> None:
-    """Print the table, a row for each surrogate and number of maskings."""
+    """Print the table, a row for each way and number of maskings.
+
+    Raises:
+        ValueError: an unknown way, or a sample where nothing is right, or nothing wrong.
+    """
     from rich.table import Table
 
-    device = torch.device("cpu")
-    original = load_trainable(config.env, device)
-    envs = make_envs(config.env, denoiser=original)
-    episodes = envs[0].episodes
-    chosen = np.random.default_rng(config.seed).permutation(len(episodes.task))[: 2 * config.problems]
-    parts: list[Rollout] = []
-    prompts: list[list[Tensor]] = []
-    for part in (chosen[: config.problems], chosen[config.problems :]):
-        own = np.repeat(part, config.group)
-        parts.append(collect(envs, make_stepwise(config.sampler), own, seed=config.seed, explore=False))
-        prompts.append([episodes.encode_prompt(problem) for problem in parts[-1].problems])
-    seen, unseen = (
-        steps_of(rollout, texts, original.mask_token_id, episodes.empty_action)
-        for rollout, texts in zip(parts, prompts, strict=True)
-    )
-    before = [log_likelihood(original, steps, config.env.temperature) for steps in (seen, unseen)]
+    if unknown := sorted(set(config.ways) - set(WAYS)):
+        raise ValueError(f"ways={unknown}: must be of {', '.join(WAYS)}.")
+    original = load_trainable(config.env, torch.device("cpu"))
+    samples = [sample(config, original, seed) for seed in range(config.seeds)]
+    for seed, part in ((seed, part) for seed, pair in enumerate(samples) for part in pair):
+        if part.rollout.correct.all() or not part.rollout.correct.any():
+            raise ValueError(f"problems={config.problems}: with seed {seed} all are right, or none; give more.")
     table = Table(
-        title=f"{config.env.id}, {config.problems} x {config.group} completions, {config.updates} updates at "
-        f"{config.learning_rate:g}: change of the log-likelihood in nats per completion; confidence above "
-        f"{config.threshold:g}"
+        title=f"{config.env.id}, {config.problems} x {config.group} completions, {config.seeds} seeds, "
+        f"{config.updates} updates at {config.learning_rate:g}: change of the log-likelihood in nats per completion; "
+        f"confidence above {config.threshold:g}"
     )
     columns = "bad completions", "maskings", "good", "bad", "unseen right", "unseen wrong", "share above", "right there"
     for name in columns:
         table.add_column(name)
-    share, right = calibration(original, unseen, parts[1].correct, config.threshold)
-    table.add_row("before", "", "", "", "", "", f"{100 * share:.1f} %", f"{100 * right:.1f} %")
-    for name, settings in SURROGATES.items():
-        for maskings in config.maskings:
-            denoiser = load_trainable(config.env, device)
-            corruption = CorruptionConfig(maskings=maskings)
-            objective = SPGConfig(env=config.env, inner_iterations=1, corruption=corruption, **settings)
-            advantage = objective.advantages(parts[0].reward.view(-1, config.group)).flatten()
-            scaled = objective.scaled(advantage)
-            learner = Learner(denoiser, objective, spg_loss, Accelerator(cpu=True))
-            weight = torch.full_like(advantage, 1 / len(advantage))
-            generator = torch.Generator().manual_seed(config.seed)
-            with seeded(config.seed):
-                for _ in range(config.updates):
-                    learner.update(parts[0].tokens, prompts[0], scaled, weight, generator, config.learning_rate)
-            after = [log_likelihood(denoiser, steps, config.env.temperature) for steps in (seen, unseen)]
-            change, other = (new - old for new, old in zip(after, before, strict=True))
-            share, right = calibration(denoiser, unseen, parts[1].correct, config.threshold)
-            means = (change[advantage > 0], change[advantage < 0], other[parts[1].correct], other[~parts[1].correct])
-            figures = [f"{part.mean():+.2f}" for part in means]
-            table.add_row(name, str(maskings), *figures, f"{100 * share:.1f} %", f"{100 * right:.1f} %")
+
+    def percent(values) -> list[str]:
+        return [f"{100 * value:.1f} %" for value in values]
+
+    of = [calibration(original, unseen.steps, unseen.rollout.correct, config.threshold) for _, unseen in samples]
+    table.add_row("before", *[""] * 5, *percent(np.mean(of, axis=0)))
+    for way, maskings in product(config.ways, config.maskings):
+        by_seed = [figures(config, way, maskings, *pair, seed) for seed, pair in enumerate(samples)]
+        *changes, share, right = np.mean(by_seed, axis=0)
+        table.add_row(way, str(maskings), *(f"{change:+.2f}" for change in changes), *percent([share, right]))
     console().print(table)
 
 

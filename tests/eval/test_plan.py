@@ -101,13 +101,13 @@ def test_what_a_learner_holds(half, rank, tmp_path):
     config = ESPOConfig(env=env, lora=LoRAConfig(rank=rank))
     denoiser = load_denoiser(env.denoiser, dtype="bfloat16" if half else "float32")
     learner = Learner(denoiser, config, espo_loss, make_accelerator(config))
-    for master in learner.masters.values():
+    for master in learner.weights.masters.values():
         master.grad = torch.zeros_like(master)
     for optimizer in learner.optimizers:
         optimizer.step()
     parts = plan(Shape.of(denoiser.causal_lm.config), replace(SETTING, half=half, rank=rank))
     size = sum(p.numel() * p.element_size() for n, p in denoiser.model.named_parameters() if "lora_" not in n)
-    masters = sum(p.numel() * p.element_size() for p in learner.masters.values())
+    masters = sum(p.numel() * p.element_size() for p in learner.weights.masters.values())
     adam = [v for each in learner.optimizers for state in each.state.values() for v in state.values() if v.numel() > 1]
     assert parts["weights"] == size
     if rank:

@@ -45,7 +45,7 @@ def test_the_plain_update_has_our_gradients(name, monkeypatch):
         learner, step = contestant.learner, contestant.learner._step
 
         def recorded(learner=learner, step=step, plain=plain):
-            gradients[plain] = {key: master.grad.clone() for key, master in learner.masters.items()}
+            gradients[plain] = {key: master.grad.clone() for key, master in learner.weights.masters.items()}
             return step()
 
         learner._step = recorded

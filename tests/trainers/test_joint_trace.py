@@ -199,7 +199,6 @@ def test_microbatches_change_nothing(tmp_path):
         ("--policy.confidence-k 2", "policy.confidence_k=2"),
         ("--group 1", "group=1"),
         ("--steps 0", "steps=0"),
-        ("--env.dtype bfloat16", "env.dtype='bfloat16'.*--lora.rank"),
         ("--env.cache dual", "env.cache='dual': an approximate cache"),
         ("--start nowhere", "policy='nowhere'"),
     ],

@@ -141,7 +141,7 @@ def test_spg_without_negatives_leaves_the_weights_where_nothing_was_good():
         for name, p in weights_of(early()).items():
             expected = p * (1 - 0.01 * weight_decay) ** 2
             tolerance = 1e-6 if weight_decay else 0
-            torch.testing.assert_close(learner.parameters[name].detach(), expected, atol=tolerance, rtol=0)
+            torch.testing.assert_close(learner.weights.parameters[name].detach(), expected, atol=tolerance, rtol=0)
     learner = make_learner(SPGConfig(inner_iterations=2), spg_loss)
     assert update(learner, -torch.arange(7.0))["gradient_norm"] > 0
     assert update(learner, torch.zeros(7))["gradient_norm"] == 0, "nothing is left over from the update before"
@@ -153,10 +153,10 @@ def test_muon_takes_the_linear_layers(rank):
     denoiser = early()
     config = SPGConfig(optimizer="muon", inner_iterations=1, lora=LoRAConfig(rank=rank))
     learner = make_learner(config, spg_loss, denoiser)
-    before = {name: p.detach().clone() for name, p in learner.masters.items()}
+    before = {name: p.detach().clone() for name, p in learner.weights.masters.items()}
     update(learner, ADVANTAGE, rate=0.01)
     assert len(learner.optimizers) == (1 if rank else 2)
-    for name, p in learner.masters.items():
+    for name, p in learner.weights.masters.items():
         change = (p.detach() - before[name]).float()
         if "proj" not in name:
             assert change.abs().max() < 0.0101, "a first step of AdamW is the learning rate"
@@ -215,19 +215,19 @@ def test_half_precision_weights_train_through_float32_masters():
     large = {name: start[name].abs() > 2**-6 for name in matrices}  # there an ulp is at least 2^-13
 
     def changed() -> float:
-        moved = [(learner.parameters[name] != start[name])[large[name]] for name in matrices]
+        moved = [(learner.weights.parameters[name] != start[name])[large[name]] for name in matrices]
         return torch.cat(moved).float().mean().item()
 
     update(learner, ADVANTAGE, rate=2.5e-5)
-    assert all(p.dtype == torch.bfloat16 for p in learner.parameters.values())
-    assert all(master.dtype == torch.float32 for master in learner.masters.values())
-    moved = max((learner.masters[name] - start[name].float()).abs().max().item() for name in matrices)
+    assert all(p.dtype == torch.bfloat16 for p in learner.weights.parameters.values())
+    assert all(master.dtype == torch.float32 for master in learner.weights.masters.values())
+    moved = max((learner.weights.masters[name] - start[name].float()).abs().max().item() for name in matrices)
     assert 1.25e-5 < moved < 5e-5 and changed() == 0
     for _ in range(9):
         update(learner, ADVANTAGE, rate=2.5e-5)
     assert changed() > 0.3
-    for name, p in learner.parameters.items():
-        assert torch.equal(p, learner.masters[name].bfloat16())
+    for name, p in learner.weights.parameters.items():
+        assert torch.equal(p, learner.weights.masters[name].bfloat16())
     assert learner.state_dict()["weights"][matrices[0]].dtype == torch.float32
 
 
@@ -238,7 +238,8 @@ def test_only_adapters_train():
     metrics = update(learner, ADVANTAGE, rate=0.01)
     assert metrics["kl"] > 0
     layers = learner.denoiser.causal_lm.config.num_hidden_layers
-    assert len(learner.parameters) == 2 * 7 * layers and {"lora_" in name for name in learner.parameters} == {True}
+    names = list(learner.weights.parameters)
+    assert len(names) == 2 * 7 * layers and all("lora_" in name for name in names)
     for name, p in learner.denoiser.model.named_parameters():
         assert torch.equal(p, start[name]) != ("lora_" in name), name
         assert p.requires_grad == ("lora_" in name), "switching adapters off for the reference is undone"

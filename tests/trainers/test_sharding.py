@@ -70,7 +70,7 @@ def train(config, kind: str) -> Learner:
 def bytes_of(learner: Learner) -> int:
     """Of the weights in training, their gradients, and the optimiser's states in this process."""
     states = [value for each in learner.optimizers for state in each.state.values() for value in state.values()]
-    tensors = [*learner.masters.values(), *learner.masters.values(), *states]
+    tensors = [*learner.weights.masters.values(), *learner.weights.masters.values(), *states]
     local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
@@ -82,7 +82,7 @@ def work(folder: Path) -> None:
         for shard in (True, False):
             learner = train(config_of(kind, folder, shard), kind)
             sizes[f"{kind} {shard}"] = bytes_of(learner)
-            decoding = {name: p.detach().clone() for name, p in learner.parameters.items()}
+            decoding = {name: p.detach().clone() for name, p in learner.weights.parameters.items()}
             save_file(decoding, folder / f"{kind} {shard} {rank}.safetensors")
     # Stopped after one iteration, and resumed by the same two.
     if rank == 0:

@@ -55,8 +55,9 @@ def update(kind: str, own: slice) -> dict[str, torch.Tensor]:
     gradients, step, corrupt = {}, learner._step, learner_module.corrupt
 
     def recorded_step():
-        inner = sum(name.startswith("gradient") for name in gradients) // len(learner.masters)
-        gradients.update({f"gradient {inner} {n}": master.grad.clone() for n, master in learner.masters.items()})
+        masters = learner.weights.masters
+        inner = sum(name.startswith("gradient") for name in gradients) // len(masters)
+        gradients.update({f"gradient {inner} {name}": master.grad.clone() for name, master in masters.items()})
         return step()
 
     def own_share(kind, _, prompt_mask, *args, **options):
@@ -70,7 +71,7 @@ def update(kind: str, own: slice) -> dict[str, torch.Tensor]:
         metrics = learner.update(tokens[own], prompts[own], advantage[own], weight[own], generator, 1e-4)
     finally:
         learner_module.corrupt = corrupt
-    weights = {f"weight {name}": master.detach().clone() for name, master in learner.masters.items()}
+    weights = {f"weight {name}": master.detach().clone() for name, master in learner.weights.masters.items()}
     metrics.pop("step_kl")  # of a process's first microbatch alone
     return gradients | weights | {f"metric {name}": torch.tensor(value) for name, value in metrics.items()}
 
@@ -84,7 +85,7 @@ def train(folder: Path) -> dict[str, torch.Tensor]:
     learners, start = [], Learner.__init__
     Learner.__init__ = lambda self, *args: (learners.append(self), start(self, *args))[1]
     trainer.train("spg", config, spg_loss)
-    return dict(learners[0].masters)
+    return dict(learners[0].weights.masters)
 
 
 def work(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """A denoiser in training: log-probabilities under maskings -> an objective's loss -> gradients -> weights.
 
 Devices, processes, mixed precision come from `accelerate`; low-rank adapters from `peft`, and the reference is then the
-denoiser with its adapters off, otherwise a frozen copy. Weights in half precision are trained through float32 masters,
-which may be sharded over the processes (`dllm_gym.agents.trainers.sharding`).
+denoiser with its adapters off, otherwise a frozen copy. Masters of the weights may be sharded over the processes
+(`dllm_gym.agents.trainers.sharding`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dllm_gym.agents.trainers.denoiser.objective import Batch, LoRAConfig, Loss, TrainerConfig, floored
+from dllm_gym.agents.trainers.denoiser.weights import TrainedWeights
 from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.agents.trainers.sharding import gathered, shard_rest, sharded_copy
@@ -62,7 +63,6 @@ class Learner:
         if config.gradient_checkpointing:
             denoiser.model.gradient_checkpointing_enable()
             denoiser.model.enable_input_require_grads()
-        self.parameters = {name: p for name, p in denoiser.model.named_parameters() if p.requires_grad}
         self.whole = Scorer(denoiser, config.env.temperature)
         """Scores without gradients, by the weights that decode."""
         self.trained = denoiser
@@ -71,26 +71,21 @@ class Learner:
             mesh = self.processes.mesh
             self.trained = sharded_copy(cast(PretrainedDenoiser, denoiser), mesh)
             self.scorer = shard_rest(Scorer(self.trained, config.env.temperature), self.trained, mesh)
-            self.masters = {name: p for name, p in self.trained.model.named_parameters() if p.requires_grad}
+            shards = {name: p for name, p in self.trained.model.named_parameters() if p.requires_grad}
+            self.weights = TrainedWeights(denoiser.model, shards)
             denoiser.model.requires_grad_(False)
-            self.optimizers = make_optimizers(self.trained.model, self.masters, config)
+            self.optimizers = make_optimizers(self.trained.model, shards, config)
         else:
-            self.masters = {
-                name: p if p.dtype.itemsize >= 4 else nn.Parameter(p.detach().float())
-                for name, p in self.parameters.items()
-            }
-            optimizers = make_optimizers(denoiser.model, self.masters, config)
+            self.weights = TrainedWeights(denoiser.model)
+            optimizers = make_optimizers(denoiser.model, self.weights.masters, config)
             self.scorer, *self.optimizers = accelerator.prepare(self.whole, *optimizers)
 
     def state_dict(self) -> dict:
         """Weights in training and the optimisers' states."""
-        return {"weights": dict(self.masters), "optimizers": [each.state_dict() for each in self.optimizers]}
+        return {"weights": self.weights.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        for name, master in self.masters.items():
-            master.copy_(state["weights"][name])
-        self._publish()
+        self.weights.load_state_dict(state["weights"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
@@ -182,7 +177,7 @@ class Learner:
                     totals[name] = totals.get(name, 0.0) + value.detach() / config.inner_iterations
             norm = self._step()
         self.trained.model.eval()
-        self._publish()
+        self.weights.publish()
         sums = {"loss": totals.pop("loss"), "learned_from": weight.sum(), "forwards": weight.new_tensor(forwards)}
         change, scored = weight.new_zeros(()), weight.new_zeros(())
         for rows, log_prob in zip(chunks[:own], before, strict=False):
@@ -221,25 +216,16 @@ class Learner:
         return self.denoiser.model.disable_adapter() if self.config.lora.rank else nullcontext()
 
     def _step(self) -> Tensor:
-        for name, p in self.parameters.items():
-            if not (self.config.shard or self.masters[name] is p):
-                gradient, p.grad = p.grad, None
-                self.masters[name].grad = None if gradient is None else gradient.float()
-        norm = gathered(self.accelerator.clip_grad_norm_(list(self.masters.values()), self.config.max_grad_norm))
+        self.weights.take_gradients()
+        masters = list(self.weights.masters.values())
+        norm = gathered(self.accelerator.clip_grad_norm_(masters, self.config.max_grad_norm))
         for optimizer in self.optimizers:
             if norm.isfinite():  # else the weights stay what they are, and the run ends with what it logs
                 optimizer.step()
             optimizer.zero_grad()
-        if not self.config.shard:
-            self._publish()
+        if not self.config.shard:  # shards are gathered once, after the last one
+            self.weights.publish()
         return norm
-
-    @torch.no_grad()
-    def _publish(self) -> None:
-        """Float32 masters -> the weights that decode and score."""
-        for name, p in self.parameters.items():
-            if self.masters[name] is not p:
-                p.copy_(gathered(self.masters[name]))
 
 
 def make_optimizers(
