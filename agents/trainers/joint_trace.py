@@ -43,6 +43,7 @@ from dllm_gym.agents.trainers.processes import alone, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.schedule import cosine
 from dllm_gym.agents.trainers.seeding import seeded
+from dllm_gym.decoding.trajectory import draw_steps
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Canvas, Observation, TokenSampling
@@ -153,27 +154,6 @@ def step_log_probs(
     return positions, torch.where(steps.written, log_prob, 0.0).sum(dim=1)
 
 
-def draw_steps(episode: Tensor, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Up to ``steps`` steps of each episode, all subsets alike, and their weights: T / k for k of T.
-
-    Args:
-        episode: ``[N]`` int64, the episode of each step, ascending.
-        steps: number per episode.
-        generator: all that is drawn comes from it.
-
-    Returns:
-        Indices and weights, ``[M]`` int64 and float32.
-    """
-    counts = torch.bincount(episode)
-    first = counts.cumsum(0) - counts
-    noise = torch.rand(len(episode), generator=generator, device=episode.device)
-    order = (episode + noise).argsort()  # shuffled within each episode
-    place = torch.arange(len(episode), device=episode.device) - first[episode]
-    chosen = order[place < steps].sort().values
-    drawn = counts.clamp(max=steps)
-    return chosen, (counts / drawn)[episode[chosen]]
-
-
 def improve(
     envs: list[UnmaskingVectorEnv],
     policy: UnmaskingPolicy,
@@ -195,10 +175,11 @@ def improve(
 
     groups = rollout.reward.view(-1, config.group)
     advantage = group_advantages(groups, "leave-one-out").flatten()
-    chosen, weight = draw_steps(rollout.episode, config.steps, torch.Generator(device).manual_seed(steps_seed))
+    counts = torch.bincount(rollout.episode)
+    numbers, weight = draw_steps(counts, config.steps, torch.Generator(device).manual_seed(steps_seed))
+    learned = (weight > 0) & (advantage != 0)
+    chosen, weight = (counts.cumsum(0) - counts + numbers)[learned], weight[learned]
     owner = rollout.episode[chosen]
-    learned = advantage[owner] != 0
-    chosen, weight, owner = chosen[learned], weight[learned], owner[learned]
     seen = rollout.observation[chosen]
     prompts = [episodes.encode_prompt(rollout.problems[n]) for n in owner.tolist()]
     totals = {"sampler": 0.0, "denoiser": 0.0}
@@ -248,8 +229,8 @@ def train(config: JointTraceConfig) -> Path:
     """Train, then compare both denoisers with heuristics and the learned policy on held-out problems."""
     check(config)
     alone("joint-trace")
-    device = torch.device("cuda" if config.env.device != "cpu" and torch.cuda.is_available() else "cpu")
-    denoiser = load_trainable(config.env, device)
+    denoiser = load_trainable(config.env, config.env.device)
+    device = denoiser.device
     if denoiser.approximates(config.env.cache):
         raise ValueError(f"env.cache={config.env.cache!r}: an approximate cache shows other confidences; give 'none'.")
     envs = make_envs(config.env, denoiser=denoiser)

@@ -15,7 +15,7 @@ import dllm_gym
 from dllm_gym import decoding
 from dllm_gym.agents.cli import main
 from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy, load_policy
-from dllm_gym.agents.trainers.joint_trace import EpisodeSteps, draw_steps, step_log_probs
+from dllm_gym.agents.trainers.joint_trace import EpisodeSteps, step_log_probs
 from dllm_gym.agents.trainers.seeding import seeded as everything_seeded
 from dllm_gym.denoisers.oracle import TabularDenoiser
 from dllm_gym.types import Action, Canvas
@@ -140,18 +140,6 @@ def test_probabilities_of_all_episodes_sum_to_one():
             )
 
     assert total(start) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_drawn_steps_estimate_the_sum_of_all():
-    episode = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2])
-    values = torch.arange(9.0)
-    wanted = torch.zeros(3).index_add(0, episode, values)
-    found = torch.zeros(3)
-    for seed in range(3000):
-        chosen, weight = draw_steps(episode, 2, seeded(seed))
-        assert torch.bincount(episode[chosen]).tolist() == [2, 1, 2]
-        found.index_add_(0, episode[chosen], weight * values[chosen] / 3000)
-    torch.testing.assert_close(found, wanted, rtol=0.03, atol=0.05)
 
 
 FLAGS = (

@@ -23,7 +23,7 @@ from dllm_gym.agents.trainers.denoiser.trace import (
 from dllm_gym.agents.trainers.denoiser.trainer import trajectories
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, corrupted_canvas
-from dllm_gym.decoding.trajectory import Trajectories, sample_steps
+from dllm_gym.decoding.trajectory import Trajectories, draw_steps, sample_steps
 from dllm_gym.denoisers.enumeration import (
     log_likelihood_of_orders,
     random_order_log_likelihood,
@@ -75,6 +75,18 @@ def batch_of(denoiser, x, steps: Trajectories, config, advantage, weight, seed: 
         new=new, old=frozen, reference=None, corruption=corruption, length=torch.full((len(x),), x.shape[1]).float(),
         advantage=advantage, weight=weight,
     )  # fmt: skip
+
+
+def test_drawn_steps_estimate_the_sum_of_all():
+    counts = torch.tensor([3, 1, 5])
+    values = torch.tensor([[0.0, 1, 2, 0, 0], [3, 0, 0, 0, 0], [4, 5, 6, 7, 8]])
+    found = torch.zeros(3)
+    for seed in range(3000):
+        chosen, weight = draw_steps(counts, 2, seeded(seed))
+        assert (weight > 0).sum(dim=0).tolist() == [2, 1, 2]
+        assert chosen[0, 0] != chosen[1, 0] and (chosen[weight > 0] < counts.expand(2, 3)[weight > 0]).all()
+        found += (weight * values.T.gather(0, chosen)).sum(dim=0) / 3000
+    torch.testing.assert_close(found, values.sum(dim=1), rtol=0.03, atol=0.05)
 
 
 @pytest.mark.parametrize("block_length", [4, 2])

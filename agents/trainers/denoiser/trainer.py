@@ -228,7 +228,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     return accelerator
 
 
-def load_trainable(env: EnvConfig, device: torch.device) -> PretrainedDenoiser:
+def load_trainable(env: EnvConfig, device: str | torch.device) -> PretrainedDenoiser:
     """The environment's denoiser. Raises ValueError where it has no weights to train, or adapters on them."""
     own = replace(env, denoiser=None).denoiser_name
     if own == "oracle":
