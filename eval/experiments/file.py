@@ -11,11 +11,11 @@ Keys (`Experiment`; an unknown one is refused with the nearest known):
 - ``tasks``: name -> id of an environment. Everything is done for each of them, under names such as ``sudoku-spg``;
 - ``cells``: name -> ``{sampler, env, problems, samples, split, validation}``; a list of samplers, or a list in
   ``env``, is an axis: all combinations are evaluated. ``{name}`` in a sampler or in ``env.denoiser`` stands for what
-  was trained;
+  was trained. A cell with ``*`` in its name, and in ``{*}``, is one cell for each entry of ``train``;
 - ``seeds``: of trainings and evaluations, 0, 1, ...;
-- ``compare``: ``{first, second, metric}``, by names of cells. Equally many variants are compared one by one; otherwise
-  the best of each is taken: the best on ``validation`` problems, the last of the training split, where a cell says how
-  many; else on the problems that it is reported on, which for a ``second`` is the harder opponent.
+- ``compare``: ``{first, second, metric}``, by names of cells, ``*`` as there. Equally many variants are compared one by
+  one; otherwise the best of each is taken: the best on ``validation`` problems, the last of the training split, where a
+  cell says how many; else on the problems that it is reported on, which for a ``second`` is the harder opponent.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ def read_experiment(path: Path) -> Experiment:
     if whole.choose is not None:
         whole.choose = build(Choice, whole.choose, f"{path}, choose")
     whole.compare = [build(Comparison, entry, f"{path}, compare") for entry in whole.compare]
+    whole = _for_each_training(whole)
     if whole.tasks:
         whole = _for_each_task(whole)
     for name, training in whole.train.items():
@@ -174,6 +175,26 @@ def read_experiment(path: Path) -> Experiment:
             raise ValueError(f"{path}, compare {entry.first} and {entry.second}: other problems, nothing to pair.")
         check_metric(entry.metric, min(whole.cells[name].samples for name in (entry.first, entry.second)))
     return whole
+
+
+def _for_each_training(whole: Experiment) -> Experiment:
+    """The same experiment with ``*`` written out."""
+
+    def filled(value: Any, name: str) -> Any:
+        if isinstance(value, list):
+            return [filled(part, name) for part in value]
+        return value.replace("{*}", f"{{{name}}}") if isinstance(value, str) else value
+
+    cells, compare = {}, []
+    for cell, grid in whole.cells.items():
+        for name in whole.train if "*" in cell else [""]:
+            env = {key: filled(value, name) for key, value in grid.env.items()}
+            cells[cell.replace("*", name)] = replace(grid, sampler=filled(grid.sampler, name), env=env)
+    for entry in whole.compare:
+        for name in whole.train if "*" in entry.first + entry.second else [""]:
+            first, second = (text.replace("*", name) for text in (entry.first, entry.second))
+            compare.append(replace(entry, first=first, second=second))
+    return replace(whole, cells=cells, compare=compare)
 
 
 def _for_each_task(whole: Experiment) -> Experiment:

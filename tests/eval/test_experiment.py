@@ -106,6 +106,22 @@ def test_tasks_are_written_out(tmp_path):
         only(whole, ["math-*"])
 
 
+def test_a_star_stands_for_every_training(tmp_path):
+    path = tmp_path / "stars.yaml"
+    cell = '  "*-fast": {sampler: [confidence:k=8, "{*}"], env: {denoiser: "{*}"}, problems: 4}\ncompare:\n'
+    more = cell + '  - {first: "*-fast", second: before, metric: nfe}\n'
+    path.write_text(TRIES.replace("compare:\n", more).replace("cells:", "  gdsd: {algorithm: gdsd}\ncells:"))
+    whole = read_experiment(path)
+    assert [name for name in whole.cells if "fast" in name] == [
+        "sudoku-spg-fast", "sudoku-gdsd-fast", "gsm8k-spg-fast", "gsm8k-gdsd-fast",
+    ]  # fmt: skip
+    grid = whole.cells["gsm8k-gdsd-fast"]
+    assert grid.sampler == ["confidence:k=8", "{gsm8k-gdsd}"] and grid.env["denoiser"] == "{gsm8k-gdsd}"
+    assert [(entry.first, entry.second) for entry in whole.compare if entry.metric == "nfe"] == [
+        (name, f"{name.partition('-')[0]}-before") for name in whole.cells if "fast" in name
+    ]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
