@@ -35,6 +35,11 @@ def group_advantages(reward: Tensor, baseline: str = "group-mean", divide_by_std
     return (advantage * scale).float()
 
 
+def scale_negatives(advantage: Tensor, scale: float) -> Tensor:
+    """Advantages of any shape, those below 0 times ``scale``."""
+    return torch.where(advantage < 0, scale * advantage, advantage)
+
+
 def check_group(size: int, baseline: str = "group-mean") -> None:
     """Refuse groups without an advantage, and unknown baselines. Raises ValueError."""
     if size < 2:

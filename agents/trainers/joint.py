@@ -6,8 +6,8 @@ whose completions that policy decodes. Both phases are the iterations of the tra
 the one denoiser: the sampler's at temperature 0 with a cost of steps, the denoiser's at a temperature and without one.
 Learning rates run over all rounds. No published work that we know trains both in turns.
 
-Metrics: those of the trainer whose iteration it is, as ``sampler/...`` or ``denoiser/...``, and ``seconds`` of training
-so far.
+Metrics: those of the trainer whose iteration it is, as ``sampler/...`` or ``denoiser/...``; ``forwards`` rows of
+denoiser forward passes and ``seconds`` of training so far, of both.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def train(config: JointConfig) -> Path:
     policy = make_policy_network(policy_config.policy, config.seed, accelerator.device)
     optimizer = grpo.make_optimizer(policy, policy_config)
     learner = Learner(denoiser, denoiser_config, load_objective(config.objective)[1], accelerator)
-    run = Run("joint", config, totals=("seconds",))
+    run = Run("joint", config)
     order = phases(config)
     with run:
         for step in run.steps(len(order), {"policy": policy, "optimizer": optimizer, "learner": learner}):
@@ -125,6 +125,10 @@ def _configs(config: JointConfig) -> tuple[grpo.GRPOConfig, TrainerConfig]:
     if config.denoiser.sampler != TrainerConfig.sampler:
         raise ValueError(
             f"denoiser.sampler={config.denoiser.sampler!r}: cannot be chosen: the policy in training decodes."
+        )
+    if config.denoiser.forwards is not None:
+        raise ValueError(
+            f"denoiser.forwards={config.denoiser.forwards}: a phase ends after iterations; give --denoiser.iterations."
         )
     shared: dict[str, Any] = {"seed": config.seed, "threads": config.threads}
     policy_config = replace(config.grpo, env=config.env, **shared)

@@ -32,7 +32,7 @@ from dllm_gym import decoding
 from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy, load_policy
 from dllm_gym.agents.samplers.rollout import collect
-from dllm_gym.agents.trainers.advantages import check_group, group_advantages
+from dllm_gym.agents.trainers.advantages import check_group, group_advantages, scale_negatives
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
 from dllm_gym.agents.trainers.denoiser.learner import add_adapters
 from dllm_gym.agents.trainers.denoiser.objective import LoRAConfig
@@ -77,6 +77,9 @@ class JointTraceConfig:
     """Peak learning rate of the policy; 0 keeps it as it is."""
     denoiser_rate: float = 1e-4
     """Peak learning rate of the denoiser; 0 keeps it as it is."""
+    negative_scale: float = 1.0
+    """Advantages below 0 are multiplied by this for the tokens, not for the positions. 0 leaves out what the denoiser
+    drew in episodes that were no better than their group."""
     through_confidences: bool = True
     """Differentiate the policy's choice through the confidences; without it, what the policy sees is a constant."""
     warmup: int = 5
@@ -112,6 +115,8 @@ def check(config: JointTraceConfig) -> None:
             "env.top_p, env.top_k, env.end_token_penalty, env.end_tokens_last, env.confidence: the likelihood is that "
             "of softmax(logits / temperature), and of untempered confidences; leave them out."
         )
+    if not 0 <= config.negative_scale <= 1:
+        raise ValueError(f"negative_scale={config.negative_scale}: must be in [0, 1].")
     if config.policy.confidence_k > config.env.confidence_k:
         raise ValueError(
             f"policy.confidence_k={config.policy.confidence_k}: must be at most env.confidence_k="
@@ -193,7 +198,9 @@ def improve(
             positions, tokens = step_log_probs(
                 denoiser, policy, steps[rows], config.env.temperature, config.through_confidences
             )
-            loss = -(weight[rows] * advantage[owner[rows]] * (positions + tokens)).sum()
+            own = advantage[owner[rows]]
+            surrogate = own * positions + scale_negatives(own, config.negative_scale) * tokens
+            loss = -(weight[rows] * surrogate).sum()
             (loss / (len(rollout) * episodes.gen_length)).backward()
             totals["sampler"] += positions.detach().sum().item()
             totals["denoiser"] += tokens.detach().sum().item()

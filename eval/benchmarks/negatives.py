@@ -24,6 +24,7 @@ from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.terminal import console
+from dllm_gym.agents.trainers.advantages import scale_negatives
 from dllm_gym.agents.trainers.denoiser import load_objective
 from dllm_gym.agents.trainers.denoiser.learner import Learner
 from dllm_gym.agents.trainers.denoiser.trainer import load_trainable, trajectories
@@ -178,7 +179,7 @@ def figures(config: NegativesConfig, way: str, maskings: int, batch: Sample, uns
             learner.update(
                 rollout.tokens,
                 batch.prompts,
-                objective.scaled(advantage),
+                scale_negatives(advantage, objective.negative_scale),
                 weight,
                 generator,
                 config.learning_rate,

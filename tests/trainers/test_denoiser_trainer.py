@@ -418,6 +418,7 @@ JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
         ("joint --report.problems 0", "problems=0"),
         ("joint --report.samplers metropolis", "metropolis"),
         ("joint --denoiser.sampler random", "denoiser.sampler='random'"),
+        ("joint --denoiser.forwards 9000", "denoiser.forwards=9000: a phase ends after iterations"),
         ("joint --denoiser.env.temperature 0.5", "--env"),
         ("joint --grpo.seed 3", "--seed"),
         ("joint --temperature 0", "error: temperature=0"),

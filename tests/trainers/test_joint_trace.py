@@ -179,6 +179,17 @@ def test_microbatches_change_nothing(tmp_path):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-3)
 
 
+def test_the_scale_of_bad_episodes_concerns_their_tokens_only(tmp_path):
+    rows = []
+    for scale in ("1", "0"):
+        folder = tmp_path / scale
+        more = ["--negative-scale", scale, "--no-through-confidences", "--report.no-enabled", "--run-dir", str(folder)]
+        assert main(["joint-trace", *FLAGS.split(), *more]) == 0
+        rows.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
+    assert rows[0]["gradient_norm_sampler"] == pytest.approx(rows[1]["gradient_norm_sampler"], rel=1e-6)
+    assert rows[0]["gradient_norm_denoiser"] != pytest.approx(rows[1]["gradient_norm_denoiser"], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -187,6 +198,7 @@ def test_microbatches_change_nothing(tmp_path):
         ("--policy.confidence-k 2", "policy.confidence_k=2"),
         ("--group 1", "group=1"),
         ("--steps 0", "steps=0"),
+        ("--negative-scale 2", "negative_scale=2"),
         ("--env.cache dual", "env.cache='dual': an approximate cache"),
         ("--start nowhere", "policy='nowhere'"),
     ],

@@ -170,10 +170,6 @@ class TrainerConfig:
         ``negative_scale``."""
         return group_advantages(reward, self.baseline, self.divide_by_std)
 
-    def scaled(self, advantage: Tensor) -> Tensor:
-        """Advantages, those below 0 times ``negative_scale``."""
-        return torch.where(advantage < 0, self.negative_scale * advantage, advantage)
-
     def learns_from(self, advantage: Tensor) -> Tensor:
         """``[B]`` advantages -> ``[B]`` bool: completions whose loss has a gradient. The others are not forwarded."""
         return advantage > 0 if self.negative_scale == 0 else torch.ones_like(advantage, dtype=torch.bool)

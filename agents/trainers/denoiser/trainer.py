@@ -33,6 +33,7 @@ from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.base import Sampler
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.samplers.spec import make_stepwise
+from dllm_gym.agents.trainers.advantages import scale_negatives
 from dllm_gym.agents.trainers.by_task import means_by_task, sums_by_task
 from dllm_gym.agents.trainers.denoiser.comparison import report
 from dllm_gym.agents.trainers.denoiser.learner import Learner
@@ -102,7 +103,8 @@ def improve(
     valid = rollout.reward.isfinite()
     for i in (~valid).nonzero()[:, 0].tolist():
         print(f"warning: reward {rollout.reward[i].item()} for {rollout.problems[i].id}: excluded", file=sys.stderr)
-    advantage = config.scaled(config.advantages(rollout.reward.view(-1, config.group)).flatten())
+    advantage = config.advantages(rollout.reward.view(-1, config.group)).flatten()
+    advantage = scale_negatives(advantage, config.negative_scale)
     sums = summarise(rollout, valid, learner.end_tokens, config.group)
     sampling = processes.sum(sums | sums_by_task(rollout, episodes.task.parts))
     weight = valid / max(1.0, sampling["valid"])
