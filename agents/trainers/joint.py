@@ -35,6 +35,9 @@ class JointConfig:
     """Objective for the denoiser: the name of any algorithm that trains one."""
     rounds: int = 4
     """Number of rounds; the iterations of both trainers are divided among them."""
+    forwards: int | None = None
+    """Train for so many rows of denoiser forward passes instead of the iterations of both; each phase has as many. The
+    learning rates follow what is spent, and warm-up counts the iterations of both."""
     env: EnvConfig = field(default_factory=lambda: EnvConfig(id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early"))
     """The sampler's environment."""
     temperature: float = 1.0
@@ -62,17 +65,19 @@ class JointConfig:
             self.denoiser = load_objective(self.objective)[0]()
 
 
-SHARED = ("env", "report", "seed", "threads", "checkpoint_every", "run_dir", "resume")
+SHARED = ("env", "report", "forwards", "seed", "threads", "checkpoint_every", "run_dir", "resume")
 """Fields of both trainers' configs that the joint config gives."""
+
+KINDS = ("sampler", "denoiser")
 
 
 def phases(config: JointConfig) -> list[tuple[str, int]]:
     """Every iteration of the training in order: ("sampler" or "denoiser", its index among those of its kind)."""
-    kinds = (("sampler", config.grpo.iterations), ("denoiser", config.denoiser.iterations))
+    totals = dict(zip(KINDS, (config.grpo.iterations, config.denoiser.iterations), strict=True))
     return [
         (kind, i)
         for turn in range(config.rounds)
-        for kind, total in kinds
+        for kind, total in totals.items()
         for i in range(turn * total // config.rounds, (turn + 1) * total // config.rounds)
     ]
 
@@ -93,12 +98,19 @@ def train(config: JointConfig) -> Path:
     run = Run("joint", config)
     order = phases(config)
     with run:
-        for step in run.steps(len(order), {"policy": policy, "optimizer": optimizer, "learner": learner}):
-            kind, iteration = order[step]
-            if kind == "sampler":
-                metrics, problems = grpo.improve(sampler_envs, policy, optimizer, policy_config, iteration, Processes())
+        parts = {"policy": policy, "optimizer": optimizer, "learner": learner}
+        for step in run.steps(len(order), parts, forwards=config.forwards):
+            spent = run.totals["forwards"]
+            if config.forwards is None:
+                kind, iteration = order[step]
             else:
-                metrics, problems = trainer.improve(learner, denoiser_envs, policy, iteration)
+                kind, iteration = KINDS[int(2 * config.rounds * spent / config.forwards) % 2], step
+            if kind == "sampler":
+                metrics, problems = grpo.improve(
+                    sampler_envs, policy, optimizer, policy_config, iteration, Processes(), spent
+                )
+            else:
+                metrics, problems = trainer.improve(learner, denoiser_envs, policy, iteration, spent)
             run.record(metrics, problems, prefix=f"{kind}/")
         policy.save(run.folder / "policy", trained_in=vars(policy_config.env))
         denoiser.save(run.folder / "denoiser")
@@ -126,11 +138,7 @@ def _configs(config: JointConfig) -> tuple[grpo.GRPOConfig, TrainerConfig]:
         raise ValueError(
             f"denoiser.sampler={config.denoiser.sampler!r}: cannot be chosen: the policy in training decodes."
         )
-    if config.denoiser.forwards is not None:
-        raise ValueError(
-            f"denoiser.forwards={config.denoiser.forwards}: a phase ends after iterations; give --denoiser.iterations."
-        )
-    shared: dict[str, Any] = {"seed": config.seed, "threads": config.threads}
+    shared: dict[str, Any] = {"forwards": config.forwards, "seed": config.seed, "threads": config.threads}
     policy_config = replace(config.grpo, env=config.env, **shared)
     env = replace(config.env, temperature=config.temperature, alpha=0.0)
     denoiser_config = replace(config.denoiser, env=env, report=config.report, **shared)

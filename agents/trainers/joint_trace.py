@@ -40,8 +40,8 @@ from dllm_gym.agents.trainers.denoiser.trainer import load_trainable, trajectori
 from dllm_gym.agents.trainers.denoiser.weights import TrainedWeights
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import alone, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one
-from dllm_gym.agents.trainers.schedule import cosine
+from dllm_gym.agents.trainers.run import Run, at_least_one, check_budget
+from dllm_gym.agents.trainers.schedule import rate_factor
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding.trajectory import draw_steps
 from dllm_gym.denoisers.base import Denoiser
@@ -67,6 +67,9 @@ class JointTraceConfig:
     """The comparison at the end."""
     iterations: int = 60
     """Number of iterations; each samples, then updates."""
+    forwards: int | None = None
+    """Train for so many rows of denoiser forward passes, in sampling and updates, instead of ``iterations``. A backward
+    pass counts as two."""
     problems: int = 32
     """Number of problems per iteration."""
     group: int = 8
@@ -107,6 +110,7 @@ def check(config: JointTraceConfig) -> None:
     at_least_one(config, "iterations", "problems", "steps", "microbatch", "checkpoint_every")
     at_least_one(config.report, "problems")
     check_group(config.group, "leave-one-out")
+    check_budget(config.forwards, config.problems * config.group)
     sampling = config.env.sampling
     if not sampling.temperature > 0:
         raise ValueError(f"env.temperature={sampling.temperature}: must be above 0, so that tokens have a probability.")
@@ -166,10 +170,12 @@ def improve(
     optimizers: list[torch.optim.Optimizer],
     config: JointTraceConfig,
     iteration: int,
+    forwards: float,
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: play, compare within groups, update both. Returns the metrics and the indices of the problems.
 
-    ``weights`` are the denoiser's; ``optimizers`` are the policy's, then theirs.
+    ``weights`` are the denoiser's; ``optimizers`` are the policy's, then theirs; ``forwards`` are those of the
+    iterations before.
     """
     since, episodes = time.perf_counter(), envs[0].episodes
     denoiser, device = episodes.denoiser, episodes.device
@@ -208,7 +214,7 @@ def improve(
     norms = []
     for optimizer, rate in zip(optimizers, (config.sampler_rate, config.denoiser_rate), strict=True):
         group = optimizer.param_groups[0]
-        group["lr"] = rate * cosine(iteration, config.iterations, config.warmup)
+        group["lr"] = rate * rate_factor(config, iteration, forwards)
         norms.append(torch.nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
         if rate and norms[-1].isfinite():  # else the weights stay what they are, and the run ends with what it logs
             optimizer.step()
@@ -258,8 +264,9 @@ def train(config: JointTraceConfig) -> Path:
     run = Run("joint-trace", config)
     parts = {"policy": policy, "optimizers": optimizers, "weights": weights}
     with run:
-        for iteration in run.steps(config.iterations, parts):
-            metrics, problems = improve(envs, policy, weights, optimizers, config, iteration)
+        for iteration in run.steps(config.iterations, parts, forwards=config.forwards):
+            spent = run.totals["forwards"]
+            metrics, problems = improve(envs, policy, weights, optimizers, config, iteration, spent)
             run.record(metrics, problems)
         policy.save(run.folder / "policy", trained_in=vars(config.env))
         denoiser.save(run.folder / "denoiser")

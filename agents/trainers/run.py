@@ -124,10 +124,10 @@ class Run:
 
     def steps(
         self,
-        total: int | None,
+        total: int,
         parts: dict[str, Any],
         *,
-        until: Callable[[], bool] = lambda: False,
+        forwards: int | None = None,
         show: bool = True,
         saved: Callable[[int], None] = lambda done: None,
     ) -> Iterator[int]:
@@ -137,21 +137,24 @@ class Run:
         process was asked to stop, all of them do, by SystemExit.
 
         Args:
-            total: steps of the whole run; None: ``until`` says when it ends.
+            total: steps of the whole run.
             parts: what a checkpoint holds: objects with ``state_dict`` and ``load_state_dict``, or lists of them.
-            until: asked after each step, whether it was the last one.
+            forwards: end when the total of this name has come to so much, instead of after ``total`` steps.
             show: a progress bar.
             saved: called with the number of steps done, beside each checkpoint, in the main process.
         """
         done = self.restore(parts)
-        with progress_bar(total, done, show=show and self.main) as self._bar:
-            while done != total and not until():
+
+        def over() -> bool:
+            return done >= total if forwards is None else self.totals["forwards"] >= forwards
+
+        with progress_bar(total if forwards is None else None, done, show=show and self.main) as self._bar:
+            while not over():
                 self._step = done
                 yield done
                 done += 1
                 self.stop_requested = self.processes.any(self.stop_requested)
-                last = done == total or until()
-                if done % self.config.checkpoint_every == 0 or last or self.stop_requested:
+                if done % self.config.checkpoint_every == 0 or over() or self.stop_requested:
                     if self.main:
                         saved(done)
                     self.save(done, _states(parts) | {"totals": self.totals})
@@ -297,6 +300,12 @@ def at_least_one(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}: must be 1 or more.")
+
+
+def check_budget(forwards: int | None, episodes: int) -> None:
+    """Refuse a budget of forward passes that ends in the first iteration. Raises ValueError."""
+    if forwards is not None and forwards < episodes:
+        raise ValueError(f"forwards={forwards}: the first step of {episodes} completions needs more.")
 
 
 def _refuse_nan(settings: dict[str, Any], prefix: str = "") -> None:

@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
+
+
+class Scheduled(Protocol):
+    """A config of a training that ends after iterations, or with a budget of forward passes."""
+
+    iterations: int
+    forwards: int | None
+    warmup: int
+
+
+def rate_factor(config: Scheduled, iteration: int, forwards: float) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine to zero at the end of the training.
+
+    ``forwards`` are those of the iterations before; they are read where the config has a budget of them.
+    """
+    if config.forwards is None:
+        return cosine(iteration, config.iterations, config.warmup)
+    return min(1.0, (iteration + 1) / max(1, config.warmup)) * decay(forwards / config.forwards)
 
 
 def cosine(iteration: int, iterations: int, warmup: int) -> float:

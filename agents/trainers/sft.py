@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm_gym.agents.trainers.muon import linear_and_rest, muon
 from dllm_gym.agents.trainers.processes import Processes, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
@@ -52,8 +53,8 @@ class SFTConfig:
     """Number of attention heads."""
     attention: str = "prompt-causal"
     """"prompt-causal": the prompt sees only itself, so that decoding reads it once; or "bidirectional"."""
-    muon_lr: float = 0.02
-    """Learning rate of Muon, which trains the matrices of the blocks."""
+    muon_lr: float = 0.009
+    """Learning rate of Muon, which trains the matrices of the blocks; its updates have AdamW's size."""
     adamw_lr: float = 3e-3
     """Learning rate of AdamW, which trains embeddings and norms."""
     weight_decay: float = 0.01
@@ -156,12 +157,10 @@ def train(config: SFTConfig) -> Path:
         _start_from(config.init, master, tokenizer)
     average = copy.deepcopy(master)
     worker = copy.deepcopy(master).bfloat16() if config.bf16 else copy.deepcopy(master)
-    named = list(master.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and "layers" in name]
-    others = [p for name, p in named if not (p.ndim == 2 and "layers" in name)]
+    matrices, rest = linear_and_rest(master, dict(master.named_parameters()))
     optimizers = [
-        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
-        torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.99), weight_decay=0.0),
+        muon(matrices, config.muon_lr, config.weight_decay),
+        torch.optim.AdamW(rest, lr=config.adamw_lr, betas=(0.9, 0.99), weight_decay=0.0),
     ]
     run = Run("sft", config, processes, totals=())
 

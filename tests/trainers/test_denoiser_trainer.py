@@ -348,6 +348,32 @@ def test_phases(rounds, sampler, denoiser):
             assert runs[0][0] == "sampler"
 
 
+def test_a_budget_is_shared_by_the_phases_of_joint(tmp_path):
+    """Each of the four phases ends with the iteration that spends its quarter; rates fall with what is left."""
+    config = joint_config(run_dir=str(tmp_path / "run"))
+    config.forwards = 600
+    joint.train(config)
+    rows = metrics_of(tmp_path / "run")
+    spent = [0, *(int(row["forwards"]) for row in rows)]
+    assert spent[-2] < 600 <= spent[-1]
+    for before, after, row in zip(spent, spent[1:], rows, strict=False):
+        kind = ("sampler", "denoiser", "sampler", "denoiser")[before // 150]
+        assert {name.split("/")[0] for name in row if "/" in name} == {kind}
+        assert row[f"{kind}/forwards"] == after - before
+    assert rows[0]["sampler/learning_rate"] > rows[-1]["denoiser/learning_rate"] > 0
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "joint-trace"])
+def test_a_budget_of_forward_passes_ends_a_training(algorithm, tmp_path):
+    flags = (
+        "--env.id MaskedDiffusion-Sudoku-v0 --env.denoiser embedded-early --env.num-envs 8 --threads 1 --problems 2 "
+        "--group 2 --policy.hidden-dim 16 --policy.mlp-dim 16 --warmup 1 --forwards 120 --report.no-enabled"
+    )
+    assert main([algorithm, *flags.split(), "--run-dir", str(tmp_path / "run")]) == 0
+    spent = [row["forwards"] for row in metrics_of(tmp_path / "run")]
+    assert len(spent) > 1 and spent[-2] < 120 <= spent[-1]
+
+
 def test_joint_trains_both_from_the_command_line(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     envs = []
@@ -418,7 +444,9 @@ JOINT_FLAGS = "--env.id MaskedDiffusion-Sudoku-v0 --threads 1".split()
         ("joint --report.problems 0", "problems=0"),
         ("joint --report.samplers metropolis", "metropolis"),
         ("joint --denoiser.sampler random", "denoiser.sampler='random'"),
-        ("joint --denoiser.forwards 9000", "denoiser.forwards=9000: a phase ends after iterations"),
+        ("joint --denoiser.forwards 9000", "denoiser.forwards: is set by the joint training; give --forwards"),
+        ("joint --forwards 200", "forwards=200: the first step of 256 completions needs more"),
+        ("grpo --forwards 100", "forwards=100: the first step of 176 completions needs more"),
         ("joint --denoiser.env.temperature 0.5", "--env"),
         ("joint --grpo.seed 3", "--seed"),
         ("joint --temperature 0", "error: temperature=0"),

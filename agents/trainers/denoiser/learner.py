@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dllm_gym.agents.trainers.denoiser.objective import Batch, LoRAConfig, Loss, TrainerConfig, floored
 from dllm_gym.agents.trainers.denoiser.weights import TrainedWeights
+from dllm_gym.agents.trainers.muon import linear_and_rest, muon
 from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.agents.trainers.sharding import gathered, shard_rest, sharded_copy
@@ -231,19 +232,14 @@ class Learner:
 def make_optimizers(
     model: nn.Module, weights: dict[str, nn.Parameter], config: TrainerConfig
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for all weights; or Muon for those of linear layers, with steps of AdamW's size, and AdamW for the rest."""
-    matrices = set()
-    if config.optimizer == "muon":
-        head = model.lm_head
-        matrices = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    by_muon = [p for name, p in weights.items() if name in matrices]
-    by_adamw = [p for name, p in weights.items() if name not in matrices]
+    """AdamW for all weights; or Muon for those of linear layers, and AdamW for the rest, if there is any."""
     shared: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    optimizers: list[torch.optim.Optimizer] = []
-    if by_muon:
-        optimizers.append(torch.optim.Muon(by_muon, **shared, adjust_lr_fn="match_rms_adamw"))
-    if by_adamw:
-        optimizers.append(torch.optim.AdamW(by_adamw, **shared, betas=config.betas))
+    if config.optimizer == "adamw":
+        return [torch.optim.AdamW(weights.values(), **shared, betas=config.betas)]
+    matrices, rest = linear_and_rest(model, weights)
+    optimizers = [muon(matrices, **shared)]
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, **shared, betas=config.betas))
     return optimizers
 
 

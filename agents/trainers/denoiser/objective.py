@@ -18,7 +18,7 @@ from dllm_gym.agents.environment import EnvConfig
 from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.trainers.advantages import check_group, group_advantages
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig
-from dllm_gym.agents.trainers.run import at_least_one
+from dllm_gym.agents.trainers.run import at_least_one, check_budget
 from dllm_gym.decoding.corruption import Corruption
 from dllm_gym.types import Score
 
@@ -140,9 +140,7 @@ class TrainerConfig:
         if not self.report.samplers:
             raise ValueError("report.samplers is empty: give at least one, or --report.no-enabled.")
         check_group(self.group, self.baseline)
-        least = self.problems * self.group
-        if self.forwards is not None and self.forwards < least:
-            raise ValueError(f"forwards={self.forwards}: the first step of {least} completions needs more.")
+        check_budget(self.forwards, self.problems * self.group)
         if not 0 <= self.negative_scale <= 1 or not 0 <= self.negative_floor < 1:
             raise ValueError(
                 f"negative_scale={self.negative_scale}, negative_floor={self.negative_floor}: the scale must be in "

@@ -40,7 +40,7 @@ from dllm_gym.agents.trainers.denoiser.learner import Learner
 from dllm_gym.agents.trainers.denoiser.objective import Loss, TrainerConfig
 from dllm_gym.agents.trainers.processes import own_threads
 from dllm_gym.agents.trainers.run import Run
-from dllm_gym.agents.trainers.schedule import cosine, decay
+from dllm_gym.agents.trainers.schedule import rate_factor
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding.corruption import check_corruption, completion_mask
 from dllm_gym.decoding.trajectory import Trajectories
@@ -67,12 +67,7 @@ def train(algorithm: str, config: TrainerConfig, loss: Loss) -> Path | None:
     learner = Learner(denoiser, config, loss, accelerator)
     run = Run(algorithm, config, learner.processes)
     with run:
-
-        def spent() -> bool:
-            return config.forwards is not None and run.totals["forwards"] >= config.forwards
-
-        total = config.iterations if config.forwards is None else None
-        for iteration in run.steps(total, {"learner": learner}, until=spent):
+        for iteration in run.steps(config.iterations, {"learner": learner}, forwards=config.forwards):
             metrics, problems = improve(learner, envs, sampler, iteration, run.totals["forwards"])
             run.record(metrics, problems)
         if run.main:
@@ -87,7 +82,7 @@ def improve(
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: sample, score, update. Returns the metrics and the indices of the problems.
 
-    ``forwards`` of the iterations before are read where they are what the learning rate follows.
+    ``forwards`` are those of the iterations before.
     """
     config, processes, since = learner.config, learner.processes, time.perf_counter()
     device = learner.denoiser.device
@@ -111,7 +106,7 @@ def improve(
     prompts = [episodes.encode_prompt(problem) for problem in rollout.problems[:: config.group]]
     prompts = [prompt for prompt in prompts for _ in range(config.group)]
     generator = torch.Generator(device).manual_seed(mask_seed)
-    rate = learning_rate(config, iteration, forwards)
+    rate = config.learning_rate * rate_factor(config, iteration, forwards)
     with seeded(mask_seed):  # dropout
         steps = trajectories(rollout, episodes.empty_action) if config.uses_trajectory else None
         metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate, steps)
@@ -131,13 +126,6 @@ def improve(
         "forwards": sampling["nfe"] + metrics["forwards"],
         "seconds": seconds,
     }, problems
-
-
-def learning_rate(config: TrainerConfig, iteration: int, forwards: float) -> float:
-    """Linear warm-up, then a cosine to zero at the end of the iterations, or of the budget of forward passes."""
-    if config.forwards is None:
-        return config.learning_rate * cosine(iteration, config.iterations, config.warmup)
-    return config.learning_rate * min(1.0, (iteration + 1) / max(1, config.warmup)) * decay(forwards / config.forwards)
 
 
 def trajectories(rollout: Rollout, empty_action: str) -> Trajectories:

@@ -34,8 +34,8 @@ from dllm_gym.agents.trainers.by_task import means_by_task, sums_by_task
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, launched, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one
-from dllm_gym.agents.trainers.schedule import cosine
+from dllm_gym.agents.trainers.run import Run, at_least_one, check_budget
+from dllm_gym.agents.trainers.schedule import rate_factor
 from dllm_gym.agents.workers import side_by_side, worker_count
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 from dllm_gym.types import Rollout
@@ -53,6 +53,8 @@ class GRPOConfig:
     """The table and the plot at the end."""
     iterations: int = 80
     """Number of iterations; each samples, then updates."""
+    forwards: int | None = None
+    """Train for so many rows of denoiser forward passes instead of ``iterations``."""
     problems: int = 16
     """Number of problems per iteration, over all processes."""
     group: int = 8
@@ -192,14 +194,16 @@ def improve(
     config: GRPOConfig,
     iteration: int,
     processes: Processes,
+    forwards: float = 0,
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems.
 
+    ``forwards`` are those of the iterations before.
     Several processes draw the same problems and play their own; the result is that of one process.
     """
     since, episodes = time.perf_counter(), envs[0].episodes
     rng = np.random.default_rng([config.seed, iteration])  # a resumed run needs no generator state
-    rate = cosine(iteration, config.iterations, config.warmup) * config.learning_rate
+    rate = config.learning_rate * rate_factor(config, iteration, forwards)
     optimizer.param_groups[0]["lr"] = rate
     problems = rng.integers(len(episodes.task), size=config.problems)
     decoding_seed = int(rng.integers(2**32))
@@ -256,6 +260,7 @@ def make_optimizer(policy: UnmaskingPolicy, config: GRPOConfig) -> torch.optim.O
 def check(config: GRPOConfig) -> None:
     """Refuse what would fail later, before anything is loaded. Raises ValueError."""
     at_least_one(config, "problems", "inner_iterations", "microbatch")
+    check_budget(config.forwards, config.problems * (config.group + len(config.experts)))
     check_common(config)
     check_group(config.group)
 
@@ -275,8 +280,10 @@ def train(config: GRPOConfig) -> Path:
     optimizer = make_optimizer(policy, config)
     run = Run("grpo", config, processes)
     with run:
-        for iteration in run.steps(config.iterations, {"policy": policy, "optimizer": optimizer}):
-            metrics, problems = improve(envs, policy, optimizer, config, iteration, processes)
+        parts = {"policy": policy, "optimizer": optimizer}
+        for iteration in run.steps(config.iterations, parts, forwards=config.forwards):
+            spent = run.totals["forwards"]
+            metrics, problems = improve(envs, policy, optimizer, config, iteration, processes, spent)
             run.record(metrics, problems)
         if run.main:
             policy.save(run.folder / "policy", trained_in=vars(config.env))
