@@ -76,7 +76,7 @@ class JointTraceConfig:
     """Number of episodes per problem (G)."""
     steps: int = 4
     """Number of steps of each episode that are scored, drawn at random; all where an episode has no more."""
-    sampler_rate: float = 3e-4
+    sampler_rate: float = 1e-3
     """Peak learning rate of the policy; 0 keeps it as it is."""
     denoiser_rate: float = 1e-4
     """Peak learning rate of the denoiser; 0 keeps it as it is."""

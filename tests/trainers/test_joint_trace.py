@@ -195,6 +195,7 @@ def test_the_scale_of_bad_episodes_concerns_their_tokens_only(tmp_path):
     [
         ("--env.temperature 0", "env.temperature=0"),
         ("--env.top-p 0.9", "env.top_p"),
+        ("--env.dtype float16", "float16: gradients underflow"),
         ("--policy.confidence-k 2", "policy.confidence_k=2"),
         ("--group 1", "group=1"),
         ("--steps 0", "steps=0"),

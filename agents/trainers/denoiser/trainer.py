@@ -199,8 +199,8 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"env.device={device!r}: training needs 'auto', 'cpu', or 'cuda' where there is CUDA.")
     accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
-    if accelerator.mixed_precision == "fp16" or config.env.dtype in ("float16", "fp16"):
-        raise ValueError("float16: gradients underflow in it; train in bfloat16 or float32.")
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError(UNDERFLOW)
     if accelerator.gradient_accumulation_steps > 1:
         raise ValueError("accelerate's gradient_accumulation_steps: must be 1; --microbatch saves memory here.")
     kind = accelerator.distributed_type
@@ -218,8 +218,11 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     return accelerator
 
 
+UNDERFLOW = "float16: gradients underflow in it; train in bfloat16 or float32."
+
+
 def load_trainable(env: EnvConfig, device: str | torch.device) -> PretrainedDenoiser:
-    """The environment's denoiser. Raises ValueError where it has no weights to train, or adapters on them."""
+    """The environment's denoiser. Raises ValueError where it has no weights to train, adapters on them, or float16."""
     own = replace(env, denoiser=None).denoiser_name
     if own == "oracle":
         raise ValueError(
@@ -230,6 +233,8 @@ def load_trainable(env: EnvConfig, device: str | torch.device) -> PretrainedDeno
     denoiser = load_denoiser(name, **env.loading | {"device": device})
     if not isinstance(denoiser, PretrainedDenoiser):
         raise ValueError(f"env.denoiser={name!r}: has no weights to train.")
+    if denoiser.dtype == torch.float16:
+        raise ValueError(UNDERFLOW)
     if denoiser.model is not denoiser.causal_lm:
         raise ValueError(
             f"env.denoiser={name!r}: has an adapter; write it into the weights first, "
