@@ -164,7 +164,7 @@ def figures(config: NegativesConfig, way: str, maskings: int, batch: Sample, uns
     loss = load_objective(algorithm)[1]
     number = "trace.steps" if algorithm.startswith("trace") else "corruption.maskings"
     flags = [part for item in (settings | {number: maskings}).items() for part in flag(*item)]
-    objective = replace(parse(algorithm, flags), env=config.env, inner_iterations=1)
+    objective = replace(parse(algorithm, flags), env=config.env, inner_iterations=config.updates)
     objective.check()
     with seeded(seed):
         denoiser = load_trainable(config.env, torch.device("cpu"))
@@ -175,16 +175,15 @@ def figures(config: NegativesConfig, way: str, maskings: int, batch: Sample, uns
     steps = Trajectories(rollout.observation.masked, batch.steps.written, rollout.episode)
     generator = torch.Generator().manual_seed(seed)
     with seeded(seed):
-        for _ in range(config.updates):
-            learner.update(
-                rollout.tokens,
-                batch.prompts,
-                scale_negatives(advantage, objective.negative_scale),
-                weight,
-                generator,
-                config.learning_rate,
-                steps if objective.uses_trajectory else None,
-            )
+        learner.update(
+            rollout.tokens,
+            batch.prompts,
+            scale_negatives(advantage, objective.negative_scale),
+            weight,
+            generator,
+            config.learning_rate,
+            steps if objective.uses_trajectory else None,
+        )
     own, other = (
         log_likelihood(denoiser, sample.steps, config.env.temperature) - sample.log_likelihood
         for sample in (batch, unseen)

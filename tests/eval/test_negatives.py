@@ -21,9 +21,9 @@ def samples():
 
 
 @pytest.mark.parametrize("way", ["mixture", "trajectory"])
-def test_without_an_update_nothing_changes(way, samples):
+def test_at_a_rate_of_zero_nothing_changes(way, samples):
     denoiser, (batch, unseen) = samples
-    config = NegativesConfig(env=ENV, problems=4, group=4, updates=0)
+    config = NegativesConfig(env=ENV, problems=4, group=4, updates=1, learning_rate=0.0)
     *changes, share, right = figures(config, way, 2, batch, unseen, 0)
     assert changes == pytest.approx([0.0] * 4, abs=1e-4)
     assert (share, right) == calibration(denoiser, unseen.steps, unseen.rollout.correct, config.threshold)
