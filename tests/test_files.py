@@ -28,7 +28,7 @@ def limited(size: int, module: str, *arguments) -> subprocess.CompletedProcess:
     """A command where no file can grow beyond some bytes, as on a disk that is full."""
     code = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); "
     code += f"from dllm_gym.{module} import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-B", "-c", code, *map(str, arguments)]  # compiled modules would be cut off, and stay
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 

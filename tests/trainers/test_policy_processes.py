@@ -52,10 +52,10 @@ def work(folder: Path) -> None:
     grpo.train(trained["grpo"])
     improve = grpo.improve
 
-    def killed(*args):
-        if args[-2] == 2 and args[-1].rank == 1:
+    def killed(envs, policy, optimizer, config, iteration, processes, *more):
+        if iteration == 2 and processes.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return improve(*args)
+        return improve(envs, policy, optimizer, config, iteration, processes, *more)
 
     grpo.improve = killed
     flags = "--env.id MaskedDiffusion-Countdown-v0 --env.temperature 1 --env.num-envs 4 --policy.hidden-dim 16 "
