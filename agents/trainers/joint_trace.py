@@ -34,7 +34,7 @@ from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy, load_
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.trainers.advantages import check_group, group_advantages, scale_negatives
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
-from dllm_gym.agents.trainers.denoiser.learner import add_adapters
+from dllm_gym.agents.trainers.denoiser.learner import let_train
 from dllm_gym.agents.trainers.denoiser.objective import LoRAConfig
 from dllm_gym.agents.trainers.denoiser.trainer import load_trainable, trajectories
 from dllm_gym.agents.trainers.denoiser.weights import TrainedWeights
@@ -42,7 +42,6 @@ from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import alone, own_threads
 from dllm_gym.agents.trainers.run import Run, at_least_one, check_budget
 from dllm_gym.agents.trainers.schedule import rate_factor
-from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding.trajectory import draw_steps
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -247,11 +246,7 @@ def train(config: JointTraceConfig) -> Path:
     if denoiser.approximates(config.env.cache):
         raise ValueError(f"env.cache={config.env.cache!r}: an approximate cache shows other confidences; give 'none'.")
     envs = make_envs(config.env, denoiser=denoiser)
-    if config.lora.rank:
-        with seeded(config.seed):
-            denoiser.model = add_adapters(denoiser.model, config.lora)
-    else:
-        denoiser.model.requires_grad_(True)
+    let_train(denoiser, config.lora, config.seed)
     if config.start is None:
         policy = make_policy_network(config.policy, config.seed, device)
     else:

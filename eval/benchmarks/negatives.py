@@ -161,8 +161,8 @@ def sample(config: NegativesConfig, denoiser: Denoiser, seed: int) -> tuple[Samp
 def figures(config: NegativesConfig, way: str, maskings: int, batch: Sample, unseen: Sample, seed: int) -> list[float]:
     """After the updates: changes for good, bad, unseen right and unseen wrong completions in nats, and calibration."""
     algorithm, settings = WAYS[way]
-    loss = load_objective(algorithm)[1]
-    number = "trace.steps" if algorithm.startswith("trace") else "corruption.maskings"
+    kind, loss = load_objective(algorithm)
+    number = "trace.steps" if kind.uses_trajectory else "corruption.maskings"
     flags = [part for item in (settings | {number: maskings}).items() for part in flag(*item)]
     objective = replace(parse(algorithm, flags), env=config.env, inner_iterations=config.updates)
     objective.check()
@@ -205,8 +205,8 @@ def measure(config: NegativesConfig) -> None:
         raise ValueError(f"ways={unknown}: must be of {', '.join(WAYS)}.")
     original = load_trainable(config.env, torch.device("cpu"))
     samples = [sample(config, original, seed) for seed in range(config.seeds)]
-    for seed, part in ((seed, part) for seed, pair in enumerate(samples) for part in pair):
-        if part.rollout.correct.all() or not part.rollout.correct.any():
+    for seed, pair in enumerate(samples):
+        if any(part.rollout.correct.all() or not part.rollout.correct.any() for part in pair):
             raise ValueError(f"problems={config.problems}: with seed {seed} all are right, or none; give more.")
     table = Table(
         title=f"{config.env.id}, {config.problems} x {config.group} completions, {config.seeds} seeds, "

@@ -178,7 +178,7 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def _for_each_training(whole: Experiment) -> Experiment:
-    """The same experiment with ``*`` written out."""
+    """The same experiment with ``*`` written out; a ``{*}`` without one in its cell's name stays, to be refused."""
 
     def filled(value: Any, name: str) -> Any:
         if isinstance(value, list):
@@ -187,11 +187,11 @@ def _for_each_training(whole: Experiment) -> Experiment:
 
     cells, compare = {}, []
     for cell, grid in whole.cells.items():
-        for name in whole.train if "*" in cell else [""]:
+        for name in whole.train if "*" in cell else ["*"]:
             env = {key: filled(value, name) for key, value in grid.env.items()}
             cells[cell.replace("*", name)] = replace(grid, sampler=filled(grid.sampler, name), env=env)
     for entry in whole.compare:
-        for name in whole.train if "*" in entry.first + entry.second else [""]:
+        for name in whole.train if "*" in entry.first + entry.second else ["*"]:
             first, second = (text.replace("*", name) for text in (entry.first, entry.second))
             compare.append(replace(entry, first=first, second=second))
     return replace(whole, cells=cells, compare=compare)

@@ -72,7 +72,6 @@ def update(kind: str, own: slice) -> dict[str, torch.Tensor]:
     finally:
         learner_module.corrupt = corrupt
     weights = {f"weight {name}": master.detach().clone() for name, master in learner.weights.masters.items()}
-    metrics.pop("step_kl")  # of a process's first microbatch alone
     return gradients | weights | {f"metric {name}": torch.tensor(value) for name, value in metrics.items()}
 
 

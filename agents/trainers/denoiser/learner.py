@@ -52,14 +52,10 @@ class Learner:
         self.processes = Processes(accelerator)
         self.end_tokens = torch.tensor(sorted(denoiser.eos_token_ids), device=denoiser.device)
         reference = denoiser
-        if config.lora.rank:
-            with seeded(config.seed):
-                denoiser.model = add_adapters(denoiser.model, config.lora)
-        else:
-            if config.uses_reference:
-                reference = copy.copy(denoiser)
-                reference.model = copy.deepcopy(denoiser.model)
-            denoiser.model.requires_grad_(True)
+        if config.uses_reference and not config.lora.rank:
+            reference = copy.copy(denoiser)
+            reference.model = copy.deepcopy(denoiser.model)
+        let_train(denoiser, config.lora, config.seed)
         self.reference = Scorer(reference, config.env.temperature)
         if config.gradient_checkpointing:
             denoiser.model.gradient_checkpointing_enable()
@@ -241,6 +237,15 @@ def make_optimizers(
     if rest:
         optimizers.append(torch.optim.AdamW(rest, **shared, betas=config.betas))
     return optimizers
+
+
+def let_train(denoiser: TrainableDenoiser, lora: LoRAConfig, seed: int) -> None:
+    """Give gradients to what is trained: adapters, drawn from the seed, where they have a rank; else all weights."""
+    if lora.rank:
+        with seeded(seed):
+            denoiser.model = add_adapters(denoiser.model, lora)
+    else:
+        denoiser.model.requires_grad_(True)
 
 
 def add_adapters(model: nn.Module, config: LoRAConfig) -> nn.Module:

@@ -198,8 +198,8 @@ def improve(
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems.
 
-    ``forwards`` are those of the iterations before.
-    Several processes draw the same problems and play their own; the result is that of one process.
+    Several processes draw the same problems and play their own; the result is that of one process. ``forwards`` are
+    those of the iterations before.
     """
     since, episodes = time.perf_counter(), envs[0].episodes
     rng = np.random.default_rng([config.seed, iteration])  # a resumed run needs no generator state
