@@ -186,7 +186,8 @@ def improve(
     groups = rollout.reward.view(-1, config.group)
     advantage = group_advantages(groups, "leave-one-out").flatten()
     counts = torch.bincount(rollout.episode)
-    numbers, weight = draw_steps(counts, config.steps, torch.Generator(device).manual_seed(steps_seed))
+    alike = torch.ones(len(counts), int(counts.max()), device=device)
+    numbers, weight = draw_steps(alike, counts, config.steps, torch.Generator(device).manual_seed(steps_seed))
     learned = (weight > 0) & (advantage != 0)
     chosen, weight = (counts.cumsum(0) - counts + numbers)[learned], weight[learned]
     owner = rollout.episode[chosen]
@@ -197,7 +198,7 @@ def improve(
         optimizer.zero_grad()
     if prompts:
         canvas = decoding.before(seen, prompts, denoiser.mask_token_id)
-        written = trajectories(rollout, episodes.empty_action).written[chosen]
+        written = trajectories(rollout, episodes.empty_action, config.env.temperature).written[chosen]
         steps = EpisodeSteps(canvas, seen, rollout.picks[chosen], written)
         for rows in torch.arange(len(chosen), device=device).split(config.microbatch):
             positions, tokens = step_log_probs(

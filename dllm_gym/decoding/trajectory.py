@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dllm_gym.decoding.corruption import Corruption
 
+BASE = 0.1
+"""Share of the mean size that is added to every step's; it bounds the weight of one that is drawn all the same."""
+
 
 @dataclass
 class Trajectories:
@@ -24,26 +27,56 @@ class Trajectories:
     """``[N, L]`` bool: written in the step by a draw of the denoiser; not what is filled in after an end."""
     episode: Tensor
     """``[N]`` int64 in 0..E-1, ascending."""
+    doubt: Tensor
+    """``[N]`` float32, 0 or more: how far from sure the denoiser was of what it wrote, see `doubt`."""
 
 
-def draw_steps(counts: Tensor, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Some steps of each episode: of T, k = min(steps, T) are drawn, all subsets alike, and each weighs T / k.
+def doubt(probability: Tensor, written: Tensor, temperature: float) -> Tensor:
+    """The sum over written tokens of 1 - p, which bounds how long the gradient of their log p can be.
+
+    p is a token's probability at the temperature, as if one other token had all the rest.
 
     Args:
-        counts: ``[E]`` int64, T of each episode.
+        probability: ``[N, L]`` float32, untempered. written: ``[N, L]`` bool. temperature: above 0.
+
+    Returns:
+        ``[N]`` float32.
+    """
+    return (torch.sigmoid(-torch.logit(probability, eps=1e-6) / temperature) * written).sum(dim=1)
+
+
+def draw_steps(size: Tensor, counts: Tensor, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Some steps of each episode, in proportion to their size, each weighted by 1 / its probability of being drawn.
+
+    A weighted sum over drawn steps estimates the sum over all without bias (Horvitz and Thompson, 1952). Of T steps,
+    min(steps, T) are drawn, by systematic sampling: one random offset places equal distances over the steps in order.
+
+    Args:
+        size: ``[E, T]`` float32, 0 or more. A `BASE` of their mean is added, so that every step can be drawn.
+        counts: ``[E]`` int64, the number of steps of each episode; later columns of ``size`` are ignored.
         steps: number per episode.
         generator: all that is drawn comes from it.
 
     Returns:
-        Numbers of the steps, ``[m, E]`` int64 with m = min(steps, the largest T), and their weights, ``[m, E]``
-        float32; where an episode has fewer, step 0 with weight 0.
+        Numbers of the steps, ``[m, E]`` int64 with m = min(steps, T), and their weights, ``[m, E]`` float32; where an
+        episode has fewer, weight 0.
     """
-    place = torch.arange(int(counts.max()), device=counts.device)
-    ranks = torch.rand(len(counts), len(place), generator=generator, device=counts.device)
-    chosen = ranks.masked_fill(place >= counts[:, None], torch.inf).argsort(dim=1)[:, :steps].T
-    drawn = counts.clamp(max=steps)
-    is_drawn = torch.arange(len(chosen), device=counts.device)[:, None] < drawn
-    return torch.where(is_drawn, chosen, 0), is_drawn * (counts / drawn)
+    exists = torch.arange(size.shape[1], device=size.device) < counts[:, None]
+    share = torch.where(exists, size.double(), 0.0)
+    share = torch.where(exists, share + BASE * share.sum(dim=1, keepdim=True) / counts[:, None] + 1e-9, 0.0)
+    number = counts.clamp(max=steps)
+    probability, certain = torch.zeros_like(share), torch.zeros_like(exists)
+    for _ in range(steps):  # what would be drawn more than once is certain, and the others share what is left
+        rest = share.masked_fill(certain, 0.0)
+        left = (number - certain.sum(dim=1))[:, None]
+        probability = torch.where(certain, 1.0, rest * left / rest.sum(dim=1, keepdim=True).clamp(min=1e-12))
+        certain = probability >= 1
+    offset = torch.rand(len(counts), 1, generator=generator, device=counts.device, dtype=torch.float64)
+    ends = torch.cat([offset, offset + probability.cumsum(dim=1)], dim=1).floor()
+    drawn = ends[:, 1:] > ends[:, :-1]
+    chosen = (~drawn).long().argsort(dim=1, stable=True)[:, :steps]
+    weight = (drawn / probability.clamp(min=1e-12)).gather(1, chosen)
+    return chosen.T, weight.T.float()
 
 
 def sample_steps(
@@ -52,7 +85,7 @@ def sample_steps(
     """Some steps of each episode as maskings of its completion: what was written there is scored.
 
     ``mean over maskings of sum(weight * log p)`` estimates the log-probability of the trajectory without bias if
-    ``merge`` is 1; `draw_steps` draws.
+    ``merge`` is 1; `draw_steps` draws, in proportion to the doubt.
 
     Args:
         trajectories: of E episodes.
@@ -67,15 +100,19 @@ def sample_steps(
     device, length = trajectories.masked.device, trajectories.masked.shape[1]
     counts = torch.bincount(trajectories.episode, minlength=len(prompt_mask))
     first = counts.cumsum(0) - counts
-    chosen, step_weight = draw_steps(-(-counts // merge), steps, generator)
+    step = torch.arange(int(counts.max()), device=device)
+    exists = step < counts[:, None]
+    by_step = trajectories.doubt.new_zeros(exists.shape).masked_scatter(exists, trajectories.doubt)
+    by_group = torch.nn.functional.pad(by_step, (0, -len(step) % merge)).unflatten(1, (-1, merge)).sum(dim=2)
+    chosen, step_weight = draw_steps(by_group, -(-counts // merge), steps, generator)
     start, scoring = chosen * merge, step_weight > 0
     scored = torch.zeros((*start.shape, length), dtype=torch.bool, device=device)
-    for step in range(merge):
-        within = scoring & (start + step < counts)
-        row = first + torch.where(within, start + step, 0)
+    for after in range(merge):
+        within = scoring & (start + after < counts)
+        row = first + torch.where(within, start + after, 0)
         scored |= trajectories.written[row] & within[..., None]
     weight = scored * (steps * step_weight)[..., None]
-    masked = trajectories.masked[first + start]
+    masked = trajectories.masked[first + torch.where(scoring, start, 0)]
     if lacking := steps - len(chosen):  # no episode has so many steps
         scored, weight, masked = (torch.cat([x, x.new_zeros(lacking, *x.shape[1:])]) for x in (scored, weight, masked))
     prompt_masked = torch.zeros((steps, *prompt_mask.shape), dtype=torch.bool, device=device)

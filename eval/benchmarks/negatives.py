@@ -31,6 +31,7 @@ from dllm_gym.agents.trainers.denoiser.trainer import load_trainable, trajectori
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding.trajectory import Trajectories
 from dllm_gym.denoisers.base import Denoiser
+from dllm_gym.envs.episodes import Episodes
 from dllm_gym.eval.command import run
 from dllm_gym.types import Canvas, Rollout
 
@@ -93,28 +94,27 @@ class Steps:
     canvas: Canvas
     token: Tensor
     """``[N, L]`` int64: what would be written."""
-    written: Tensor
-    """``[N, L]`` bool: what was."""
+    taken: Trajectories
+    """What was."""
     final: Tensor
     """``[N, L]`` int64: what the completion has there in the end."""
-    episode: Tensor
-    """``[N]`` int64."""
 
 
-def steps_of(rollout: Rollout, prompts: list[Tensor], mask_token_id: int, empty_action: str) -> Steps:
+def steps_of(rollout: Rollout, prompts: list[Tensor], episodes: Episodes, temperature: float) -> Steps:
     """The canvases of a rollout, whose E prompts are 1-D int64."""
-    taken, seen = trajectories(rollout, empty_action), rollout.observation
-    canvas = decoding.before(seen, [prompts[n] for n in rollout.episode.tolist()], mask_token_id)
-    return Steps(canvas, seen.token, taken.written, rollout.tokens[rollout.episode], rollout.episode)
+    taken, seen = trajectories(rollout, episodes.empty_action, temperature), rollout.observation
+    canvas = decoding.before(seen, [prompts[n] for n in rollout.episode.tolist()], episodes.denoiser.mask_token_id)
+    return Steps(canvas, seen.token, taken, rollout.tokens[rollout.episode])
 
 
 @torch.no_grad()
 def log_likelihood(denoiser: Denoiser, steps: Steps, temperature: float) -> Tensor:
     """``[E]`` float64, nats: of the trajectories, given the sampler's choices."""
-    total = torch.zeros(int(steps.episode.max()) + 1, dtype=torch.float64)
-    for rows in torch.arange(len(steps.episode)).split(512):
-        score = denoiser.score(steps.canvas[rows], steps.token[rows], steps.written[rows], temperature)
-        total.index_add_(0, steps.episode[rows], score.log_prob.double().sum(dim=1))
+    taken = steps.taken
+    total = torch.zeros(int(taken.episode.max()) + 1, dtype=torch.float64)
+    for rows in torch.arange(len(taken.episode)).split(512):
+        score = denoiser.score(steps.canvas[rows], steps.token[rows], taken.written[rows], temperature)
+        total.index_add_(0, taken.episode[rows], score.log_prob.double().sum(dim=1))
     return total
 
 
@@ -122,7 +122,7 @@ def calibration(denoiser: Denoiser, steps: Steps, right: Tensor, threshold: floa
     """Of the masked positions of completions that are ``right`` ``[E]`` bool: the share with a confidence above the
     threshold, and how many of these have the right token as argmax."""
     above = hits = masked = 0
-    for rows in right[steps.episode].nonzero()[:, 0].split(512):
+    for rows in right[steps.taken.episode].nonzero()[:, 0].split(512):
         canvas = steps.canvas[rows]
         said = denoiser.predict(canvas)
         sure = canvas.masked & (said.confidence[..., 0] > threshold)
@@ -152,7 +152,7 @@ def sample(config: NegativesConfig, denoiser: Denoiser, seed: int) -> tuple[Samp
         own = np.repeat(problems, config.group)
         rollout = collect(envs, make_stepwise(config.sampler), own, seed=seed, explore=False)
         prompts = [episodes.encode_prompt(problem) for problem in rollout.problems]
-        steps = steps_of(rollout, prompts, denoiser.mask_token_id, episodes.empty_action)
+        steps = steps_of(rollout, prompts, episodes, config.env.temperature)
         return Sample(rollout, prompts, steps, log_likelihood(denoiser, steps, config.env.temperature))
 
     return play(chosen[: config.problems]), play(chosen[config.problems :])
@@ -172,7 +172,6 @@ def figures(config: NegativesConfig, way: str, maskings: int, batch: Sample, uns
     rollout = batch.rollout
     advantage = objective.advantages(rollout.reward.view(-1, config.group)).flatten()
     weight = torch.full_like(advantage, 1 / len(advantage))
-    steps = Trajectories(rollout.observation.masked, batch.steps.written, rollout.episode)
     generator = torch.Generator().manual_seed(seed)
     with seeded(seed):
         learner.update(
@@ -182,7 +181,7 @@ def figures(config: NegativesConfig, way: str, maskings: int, batch: Sample, uns
             weight,
             generator,
             config.learning_rate,
-            steps if objective.uses_trajectory else None,
+            batch.steps.taken if objective.uses_trajectory else None,
         )
     own, other = (
         log_likelihood(denoiser, sample.steps, config.env.temperature) - sample.log_likelihood

@@ -41,7 +41,7 @@ def test_the_likelihood_is_that_of_the_draws(samples):
     """At the temperature of sampling: ``log p`` of the tokens that the rollout itself has put down, summed."""
     _, pair = samples
     for part in pair:
-        seen, written = part.rollout.observation, part.steps.written
+        seen, written = part.rollout.observation, part.steps.taken.written
         drawn = torch.where(written, seen.probability.log(), 0.0).sum(dim=1).double()
         wanted = torch.zeros(len(part.rollout), dtype=torch.float64).index_add(0, part.rollout.episode, drawn)
         torch.testing.assert_close(part.log_likelihood, wanted, atol=1e-3, rtol=1e-4)

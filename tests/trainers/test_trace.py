@@ -23,7 +23,7 @@ from dllm_gym.agents.trainers.denoiser.trace import (
 from dllm_gym.agents.trainers.denoiser.trainer import trajectories
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, corrupted_canvas
-from dllm_gym.decoding.trajectory import Trajectories, draw_steps, sample_steps
+from dllm_gym.decoding.trajectory import Trajectories, doubt, draw_steps, sample_steps
 from dllm_gym.denoisers.enumeration import (
     log_likelihood_of_orders,
     random_order_log_likelihood,
@@ -58,7 +58,8 @@ def written_out(denoiser: TabularDenoiser, sampler, block_length: int) -> tuple[
         )  # fmt: skip
     episode, masked, written = (torch.cat(values) for values in zip(*parts, strict=True))
     order = episode.argsort(stable=True)
-    return x, Trajectories(masked[order], written[order], episode[order])
+    sizes = torch.rand(len(order), generator=seeded(len(order)))  # any sizes must do
+    return x, Trajectories(masked[order], written[order], episode[order], sizes)
 
 
 def batch_of(denoiser, x, steps: Trajectories, config, advantage, weight, seed: int = 0) -> Batch:
@@ -77,16 +78,44 @@ def batch_of(denoiser, x, steps: Trajectories, config, advantage, weight, seed: 
     )  # fmt: skip
 
 
-def test_drawn_steps_estimate_the_sum_of_all():
+@pytest.mark.parametrize("sizes", ["alike", "random", "one", "nothing"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_drawn_steps_estimate_the_sum_of_all(sizes, steps):
     counts = torch.tensor([3, 1, 5])
     values = torch.tensor([[0.0, 1, 2, 0, 0], [3, 0, 0, 0, 0], [4, 5, 6, 7, 8]])
-    found = torch.zeros(3)
-    for seed in range(3000):
-        chosen, weight = draw_steps(counts, 2, seeded(seed))
-        assert (weight > 0).sum(dim=0).tolist() == [2, 1, 2]
-        assert chosen[0, 0] != chosen[1, 0] and (chosen[weight > 0] < counts.expand(2, 3)[weight > 0]).all()
-        found += (weight * values.T.gather(0, chosen)).sum(dim=0) / 3000
-    torch.testing.assert_close(found, values.sum(dim=1), rtol=0.03, atol=0.05)
+    size = {
+        "alike": torch.ones(3, 5),
+        "random": torch.rand(3, 5, generator=seeded(0)),
+        "one": torch.eye(5)[:3],
+        "nothing": torch.zeros(3, 5),
+    }[sizes]
+    many = 2000
+    chosen, weight = draw_steps(size.repeat(many, 1), counts.repeat(many), steps, seeded(steps))
+    assert torch.equal((weight > 0).sum(dim=0), counts.clamp(max=steps).repeat(many))
+    assert (chosen[weight > 0] < counts.repeat(many).expand_as(chosen)[weight > 0]).all()
+    assert (chosen.sort(dim=0).values.diff(dim=0) > 0).all()  # none twice
+    estimates = (weight * values.repeat(many, 1).T.gather(0, chosen)).sum(dim=0).view(many, 3)
+    error = estimates.std(dim=0) / many**0.5
+    assert ((estimates.mean(dim=0) - values.sum(dim=1)).abs() <= 4 * error + 1e-5).all()
+
+
+def test_steps_are_drawn_in_proportion_to_their_size():
+    """Whose estimate of the sum of the sizes themselves is then nearly exact, where steps drawn alike are far off."""
+    size = torch.tensor([[8.0, 0.5, 0.1, 4.0, 0.0, 1.0, 0.4, 2.0]]).repeat(500, 1)
+    spread = []
+    for by in (size, torch.ones_like(size)):
+        chosen, weight = draw_steps(by, torch.full((500,), 8), 2, seeded(0))
+        spread.append(float((weight * size.T.gather(0, chosen)).sum(dim=0).std()))
+    assert spread[0] < 0.2 * spread[1]
+
+
+def test_doubt_is_what_is_left_of_a_tokens_probability():
+    probability = torch.tensor([[0.7, 0.9, 0.2]])
+    written = torch.tensor([[True, True, False]])
+    torch.testing.assert_close(doubt(probability, written, 1.0), torch.tensor([0.4]))
+    cold = 0.09 / (0.49 + 0.09) + 0.01 / (0.81 + 0.01)  # squared and normalised
+    torch.testing.assert_close(doubt(probability, written, 0.5), torch.tensor([cold]))
+    assert torch.equal(doubt(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2).bool(), 0.01), torch.ones(1))
 
 
 @pytest.mark.parametrize("block_length", [4, 2])
@@ -191,7 +220,7 @@ def test_a_rollouts_record_gives_its_log_likelihood(text, block_length):
     env, sampler = make_env(config, denoiser=denoiser), make_sampler(text)
     rollout = collect(env, sampler, list(range(8)), seed=3, explore=False)
     infos = {one.number: one.end.info for one in play(env, sampler, list(range(8)), seed=3)}
-    steps = trajectories(rollout, "best")
+    steps = trajectories(rollout, "best", 1.0)
     prompt, prompt_mask = decoding.pad_left([env.unwrapped.episodes.encode_prompt(p) for p in rollout.problems])
     drawn = sample_steps(steps, prompt_mask, 12, seeded(0))
     canvas = corrupted_canvas(prompt, prompt_mask, rollout.tokens, drawn, denoiser.mask_token_id)

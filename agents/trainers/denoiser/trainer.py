@@ -43,7 +43,7 @@ from dllm_gym.agents.trainers.run import Run
 from dllm_gym.agents.trainers.schedule import rate_factor
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.decoding.corruption import check_corruption, completion_mask
-from dllm_gym.decoding.trajectory import Trajectories
+from dllm_gym.decoding.trajectory import Trajectories, doubt
 from dllm_gym.denoisers.loading import load_denoiser
 from dllm_gym.denoisers.pretrained import PretrainedDenoiser
 from dllm_gym.envs.episodes import Episodes
@@ -108,7 +108,7 @@ def improve(
     generator = torch.Generator(device).manual_seed(mask_seed)
     rate = config.learning_rate * rate_factor(config, iteration, forwards)
     with seeded(mask_seed):  # dropout
-        steps = trajectories(rollout, episodes.empty_action) if config.uses_trajectory else None
+        steps = trajectories(rollout, episodes.empty_action, config.env.temperature) if config.uses_trajectory else None
         metrics = learner.update(rollout.tokens, prompts, advantage, weight, generator, rate, steps)
 
     if learner.denoiser.approximates(config.env.cache):
@@ -128,12 +128,13 @@ def improve(
     }, problems
 
 
-def trajectories(rollout: Rollout, empty_action: str) -> Trajectories:
+def trajectories(rollout: Rollout, empty_action: str, temperature: float) -> Trajectories:
     """How the completions of a rollout were written: the sampler's picks, and what the environment adds to none."""
     seen, unmask = rollout.observation, rollout.picks > 0
     if empty_action == "best":
         unmask = decoding.with_best(unmask, seen)
-    return Trajectories(seen.masked, unmask & seen.eligible, rollout.episode)
+    written = unmask & seen.eligible
+    return Trajectories(seen.masked, written, rollout.episode, doubt(seen.probability, written, temperature))
 
 
 @torch.no_grad()
