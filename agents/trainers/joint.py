@@ -24,7 +24,7 @@ from dllm_gym.agents.trainers.denoiser.objective import TrainerConfig
 from dllm_gym.agents.trainers.policy import grpo
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, alone, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one
+from dllm_gym.agents.trainers.run import Run, at_least_one, refuse_given
 
 
 @dataclass
@@ -129,11 +129,8 @@ def _configs(config: JointConfig) -> tuple[grpo.GRPOConfig, TrainerConfig]:
         raise ValueError(
             f"temperature={config.temperature}: must be above 0, so that the completions of a problem differ."
         )
-    for name in ("grpo", "denoiser"):
-        part = getattr(config, name)
-        given = [field for field in SHARED if getattr(part, field) != getattr(type(part)(), field)]
-        if given:
-            raise ValueError(f"{name}.{given[0]}: is set by the joint training; give --{given[0].replace('_', '-')}...")
+    refuse_given(config.grpo, "grpo", SHARED)
+    refuse_given(config.denoiser, "denoiser", SHARED)
     if config.denoiser.sampler != TrainerConfig.sampler:
         raise ValueError(
             f"denoiser.sampler={config.denoiser.sampler!r}: cannot be chosen: the policy in training decodes."

@@ -7,15 +7,15 @@ a canvas but the denoiser's confidences. So ``A * grad log p(episode)``, taken t
 gradient of the expected reward with respect to both networks; a test compares it with enumeration. One return pays for
 right answers and for few steps. `dllm_gym.agents.trainers.joint` trains in turns instead.
 
-REINFORCE with leave-one-out advantages. Some steps of each episode are drawn, and weigh so that their sum estimates
-that of all steps. The environment fills an empty set with the most confident position; which one that is has no
-derivative.
+The policy takes GRPO's clipped updates (`dllm_gym.agents.trainers.policy.grpo`): it learns from all steps, which needs no
+forward pass of the denoiser, and from experts. The denoiser follows the policy gradient of the policy's own episodes.
+Some steps of each are drawn, and weigh so that their sum estimates that of all steps. The environment fills an empty
+set with the most confident position; which one that is has no derivative.
 
-Metrics: ``reward``, ``accuracy``, ``nfe`` of the episodes; ``set_size`` positions picked a step; ``entropy`` of the
-denoiser at the positions that could be chosen, in nats; ``equal_groups`` share of groups without any difference in
-reward; ``log_prob_sampler`` and ``log_prob_denoiser``, nats per step; ``gradient_norm_sampler`` and
-``gradient_norm_denoiser`` before clipping; ``forwards`` rows of denoiser forward passes so far, a backward pass being
-two; ``seconds`` of training so far.
+Metrics: those of `grpo`, whose ``entropy`` and ``gradient_norm`` are the policy's; and ``denoiser_entropy`` at the
+positions that could be chosen, in nats; ``log_prob_positions`` and ``log_prob_tokens``, nats per scored step;
+``denoiser_gradient_norm`` before clipping; ``denoiser_rate``; ``forwards`` rows of denoiser forward passes so far, in
+decoding and updates, a backward pass being two; ``seconds`` of training so far.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from torch import Tensor
 
 from dllm_gym import decoding
 from dllm_gym.agents.environment import EnvConfig, make_envs
-from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy, load_policy
-from dllm_gym.agents.samplers.rollout import collect
-from dllm_gym.agents.trainers.advantages import check_group, group_advantages, scale_negatives
+from dllm_gym.agents.samplers.policy import UnmaskingPolicy, load_policy
+from dllm_gym.agents.trainers.advantages import scale_negatives
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
-from dllm_gym.agents.trainers.denoiser.learner import let_train
-from dllm_gym.agents.trainers.denoiser.objective import LoRAConfig
+from dllm_gym.agents.trainers.denoiser.learner import let_train, make_optimizers
+from dllm_gym.agents.trainers.denoiser.objective import OPTIMIZERS, LoRAConfig
 from dllm_gym.agents.trainers.denoiser.trainer import load_trainable, trajectories
 from dllm_gym.agents.trainers.denoiser.weights import TrainedWeights
+from dllm_gym.agents.trainers.policy import grpo
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
-from dllm_gym.agents.trainers.processes import alone, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one, check_budget
+from dllm_gym.agents.trainers.processes import Processes, alone, own_threads
+from dllm_gym.agents.trainers.run import Run, at_least_one, refuse_given
 from dllm_gym.agents.trainers.schedule import rate_factor
-from dllm_gym.decoding.trajectory import draw_steps
+from dllm_gym.decoding.trajectory import draw_steps, of_episodes
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
-from dllm_gym.types import Canvas, Observation, TokenSampling
+from dllm_gym.types import Canvas, Observation, Rollout, TokenSampling
 
 
 @dataclass
@@ -58,8 +58,9 @@ class JointTraceConfig:
         )
     )
     """The environment. Its reward is the one return of both."""
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    """The policy's architecture."""
+    grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
+    """The policy, its updates, and the numbers of problems and episodes. Its env, seed and the like are set by the joint
+    training's own flags, and refused here."""
     start: str | None = None
     """Folder of a trained policy to start from; None: fresh weights."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
@@ -69,25 +70,21 @@ class JointTraceConfig:
     forwards: int | None = None
     """Train for so many rows of denoiser forward passes, in sampling and updates, instead of ``iterations``. A backward
     pass counts as two."""
-    problems: int = 32
-    """Number of problems per iteration."""
-    group: int = 8
-    """Number of episodes per problem (G)."""
-    steps: int = 4
-    """Number of steps of each episode that are scored, drawn at random; all where an episode has no more."""
-    sampler_rate: float = 1e-3
-    """Peak learning rate of the policy; 0 keeps it as it is."""
+    steps: int = 2
+    """Number of steps of each episode that the denoiser scores, drawn at random; all where an episode has no more."""
+    optimizer: str = "adamw"
+    """The denoiser's: "adamw", or "muon", see the denoiser's trainers."""
     denoiser_rate: float = 1e-4
-    """Peak learning rate of the denoiser; 0 keeps it as it is."""
+    """Peak learning rate of the denoiser."""
     negative_scale: float = 1.0
     """Advantages below 0 are multiplied by this for the tokens, not for the positions. 0 leaves out what the denoiser
     drew in episodes that were no better than their group."""
     through_confidences: bool = True
     """Differentiate the policy's choice through the confidences; without it, what the policy sees is a constant."""
-    warmup: int = 5
+    warmup: int = 10
     """Number of warm-up iterations."""
     max_grad_norm: float = 1.0
-    """Maximum norm of each network's gradient; larger gradients are scaled down."""
+    """Maximum norm of the denoiser's gradient; larger gradients are scaled down."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Low-rank adapters, in place of training all weights of the denoiser."""
     microbatch: int = 256
@@ -104,12 +101,20 @@ class JointTraceConfig:
     """Folder of a run to continue."""
 
 
-def check(config: JointTraceConfig) -> None:
-    """Refuse what would fail later, before anything is loaded. Raises ValueError."""
-    at_least_one(config, "iterations", "problems", "steps", "microbatch", "checkpoint_every")
+SHARED = ("env", "report", "iterations", "forwards", "warmup", "seed", "threads", "checkpoint_every", "run_dir", "resume")
+"""Fields of GRPO's config that the joint config gives."""
+
+
+def checked(config: JointTraceConfig) -> JointTraceConfig:
+    """The config, with what GRPO's shares. Raises ValueError for what would fail later, before anything is loaded."""
+    at_least_one(config, "iterations", "steps", "microbatch", "checkpoint_every")
     at_least_one(config.report, "problems")
-    check_group(config.group, "leave-one-out")
-    check_budget(config.forwards, config.problems * config.group)
+    refuse_given(config.grpo, "grpo", SHARED)
+    shared = {name: getattr(config, name) for name in ("env", "iterations", "forwards", "warmup", "seed", "threads")}
+    config = replace(config, grpo=replace(config.grpo, **shared))
+    grpo.check(config.grpo)
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer={config.optimizer!r}: must be one of {', '.join(OPTIMIZERS)}.")
     sampling = config.env.sampling
     if not sampling.temperature > 0:
         raise ValueError(f"env.temperature={sampling.temperature}: must be above 0, so that tokens have a probability.")
@@ -120,11 +125,7 @@ def check(config: JointTraceConfig) -> None:
         )
     if not 0 <= config.negative_scale <= 1:
         raise ValueError(f"negative_scale={config.negative_scale}: must be in [0, 1].")
-    if config.policy.confidence_k > config.env.confidence_k:
-        raise ValueError(
-            f"policy.confidence_k={config.policy.confidence_k}: must be at most env.confidence_k="
-            f"{config.env.confidence_k}, what the environment shows."
-        )
+    return config
 
 
 @dataclass
@@ -162,9 +163,58 @@ def step_log_probs(
     return positions, torch.where(steps.written, log_prob, 0.0).sum(dim=1)
 
 
+def denoiser_gradient(
+    envs: list[UnmaskingVectorEnv],
+    policy: UnmaskingPolicy,
+    rollout: Rollout,
+    advantage: Tensor,
+    config: JointTraceConfig,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Add the gradient of the loss, ``-A * log p(episode)``, to the denoiser's weights; and to the policy's, unused.
+
+    Args:
+        envs: in which the episodes were played.
+        policy: that played the E episodes of the rollout.
+        advantage: ``[E]``.
+        generator: of the steps that are drawn.
+    """
+    episodes = envs[0].episodes
+    denoiser = episodes.denoiser
+    taken = trajectories(rollout, episodes.empty_action, config.env.temperature)
+    counts = torch.bincount(taken.episode, minlength=len(rollout))
+    numbers, weight = draw_steps(of_episodes(taken.doubt - rollout.log_prob, counts), counts, config.steps, generator)
+    learned = (weight > 0) & (advantage != 0)
+    chosen, weight = (counts.cumsum(0) - counts + numbers)[learned], weight[learned]
+    owner, seen = rollout.episode[chosen], rollout.observation[chosen]
+    total = torch.zeros(2, device=weight.device)
+    if len(chosen):
+        prompts = [episodes.encode_prompt(rollout.problems[n]) for n in owner.tolist()]
+        canvas = decoding.before(seen, prompts, denoiser.mask_token_id)
+        steps = EpisodeSteps(canvas, seen, rollout.picks[chosen], taken.written[chosen])
+        for rows in torch.arange(len(chosen), device=weight.device).split(config.microbatch):
+            positions, tokens = step_log_probs(
+                denoiser, policy, steps[rows], config.env.temperature, config.through_confidences
+            )
+            own = advantage[owner[rows]]
+            surrogate = own * positions + scale_negatives(own, config.negative_scale) * tokens
+            loss = -(weight[rows] * surrogate).sum() / (len(rollout) * episodes.gen_length)
+            loss.backward()
+            total += torch.stack([positions.detach().sum(), tokens.detach().sum()])
+    eligible = rollout.observation.eligible
+    positions, tokens = (total / max(1, len(chosen))).tolist()
+    return {
+        "log_prob_positions": positions,
+        "log_prob_tokens": tokens,
+        "denoiser_entropy": rollout.observation.entropy[eligible].mean().item(),
+        "forwards": 3 * len(chosen),
+    }
+
+
 def improve(
     envs: list[UnmaskingVectorEnv],
     policy: UnmaskingPolicy,
+    sampler_optimizer: torch.optim.Optimizer,
     weights: TrainedWeights,
     optimizers: list[torch.optim.Optimizer],
     config: JointTraceConfig,
@@ -173,74 +223,43 @@ def improve(
 ) -> tuple[dict[str, float], np.ndarray]:
     """One iteration: play, compare within groups, update both. Returns the metrics and the indices of the problems.
 
-    ``weights`` are the denoiser's; ``optimizers`` are the policy's, then theirs; ``forwards`` are those of the
-    iterations before.
+    ``weights`` and ``optimizers`` are the denoiser's; ``forwards`` are those of the iterations before.
     """
-    since, episodes = time.perf_counter(), envs[0].episodes
-    denoiser, device = episodes.denoiser, episodes.device
-    rng = np.random.default_rng([config.seed, iteration])  # a resumed run needs no generator state
-    problems = rng.integers(len(episodes.task), size=config.problems)
-    decoding_seed, steps_seed = (int(n) for n in rng.integers(2**32, size=2))
-    rollout = collect(envs, policy, np.repeat(problems, config.group), seed=decoding_seed, explore=True)
+    since, factor = time.perf_counter(), rate_factor(config, iteration, forwards)
+    played = grpo.play(envs, policy, config.grpo, iteration, Processes())
+    seed = int(np.random.default_rng([config.seed, iteration, 1]).integers(2**32))
+    generator = torch.Generator(played.advantage.device).manual_seed(seed)
+    own = played.advantage[: len(played.by_policy)]
+    metrics = denoiser_gradient(envs, policy, played.by_policy, own, config, generator)
 
-    groups = rollout.reward.view(-1, config.group)
-    advantage = group_advantages(groups, "leave-one-out").flatten()
-    counts = torch.bincount(rollout.episode)
-    alike = torch.ones(len(counts), int(counts.max()), device=device)
-    numbers, weight = draw_steps(alike, counts, config.steps, torch.Generator(device).manual_seed(steps_seed))
-    learned = (weight > 0) & (advantage != 0)
-    chosen, weight = (counts.cumsum(0) - counts + numbers)[learned], weight[learned]
-    owner = rollout.episode[chosen]
-    seen = rollout.observation[chosen]
-    prompts = [episodes.encode_prompt(rollout.problems[n]) for n in owner.tolist()]
-    totals = {"sampler": 0.0, "denoiser": 0.0}
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    if prompts:
-        canvas = decoding.before(seen, prompts, denoiser.mask_token_id)
-        written = trajectories(rollout, episodes.empty_action, config.env.temperature).written[chosen]
-        steps = EpisodeSteps(canvas, seen, rollout.picks[chosen], written)
-        for rows in torch.arange(len(chosen), device=device).split(config.microbatch):
-            positions, tokens = step_log_probs(
-                denoiser, policy, steps[rows], config.env.temperature, config.through_confidences
-            )
-            own = advantage[owner[rows]]
-            surrogate = own * positions + scale_negatives(own, config.negative_scale) * tokens
-            loss = -(weight[rows] * surrogate).sum()
-            (loss / (len(rollout) * episodes.gen_length)).backward()
-            totals["sampler"] += positions.detach().sum().item()
-            totals["denoiser"] += tokens.detach().sum().item()
+    for group in sampler_optimizer.param_groups:
+        group["lr"] = config.grpo.learning_rate * factor
+    metrics |= grpo.update(
+        policy, sampler_optimizer, played.rollout, played.advantage, played.expert, config.grpo, Processes()
+    )
     weights.take_gradients()
-    norms = []
-    for optimizer, rate in zip(optimizers, (config.sampler_rate, config.denoiser_rate), strict=True):
-        group = optimizer.param_groups[0]
-        group["lr"] = rate * rate_factor(config, iteration, forwards)
-        norms.append(torch.nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm))
-        if rate and norms[-1].isfinite():  # else the weights stay what they are, and the run ends with what it logs
+    norm = torch.nn.utils.clip_grad_norm_(weights.masters.values(), config.max_grad_norm)
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = config.denoiser_rate * factor
+        if norm.isfinite():  # else the weights stay what they are, and the run ends with what it logs
             optimizer.step()
+        optimizer.zero_grad()
     weights.publish()
-    eligible = rollout.observation.eligible
-    count = max(1, len(chosen))
-    return {
-        "reward": rollout.reward.mean().item(),
-        "accuracy": rollout.correct.float().mean().item(),
-        "nfe": rollout.nfe.float().mean().item(),
-        "set_size": ((rollout.picks > 0).sum() / len(rollout.episode)).item(),
-        "entropy": rollout.observation.entropy[eligible].mean().item(),
-        "equal_groups": (groups == groups[:, :1]).all(dim=1).float().mean().item(),
-        "log_prob_sampler": totals["sampler"] / count,
-        "log_prob_denoiser": totals["denoiser"] / count,
-        "gradient_norm_sampler": norms[0].item(),
-        "gradient_norm_denoiser": norms[1].item(),
-        "forwards": int(rollout.nfe.sum()) + 3 * len(chosen),
+    spent = metrics.pop("forwards")
+    metrics |= grpo.summarise(played, config.grpo, envs[0].episodes.task.parts, Processes())
+    metrics["forwards"] += spent
+    return metrics | {
+        "denoiser_gradient_norm": norm.item(),
+        "learning_rate": config.grpo.learning_rate * factor,
+        "denoiser_rate": config.denoiser_rate * factor,
         "seconds": time.perf_counter() - since,
-    }, problems
+    }, played.problems
 
 
 @own_threads
 def train(config: JointTraceConfig) -> Path:
     """Train, then compare both denoisers with heuristics and the learned policy on held-out problems."""
-    check(config)
+    asked, config = config, checked(config)
     alone("joint-trace")
     denoiser = load_trainable(config.env, config.env.device)
     device = denoiser.device
@@ -249,20 +268,20 @@ def train(config: JointTraceConfig) -> Path:
     envs = make_envs(config.env, denoiser=denoiser)
     let_train(denoiser, config.lora, config.seed)
     if config.start is None:
-        policy = make_policy_network(config.policy, config.seed, device)
+        policy = make_policy_network(config.grpo.policy, config.seed, device)
     else:
         policy = load_policy(config.start, device)
     weights = TrainedWeights(denoiser.model)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=decay)
-        for parameters, decay in ((policy.parameters(), 0.1), (weights.masters.values(), 0.0))
-    ]
-    run = Run("joint-trace", config)
-    parts = {"policy": policy, "optimizers": optimizers, "weights": weights}
+    sampler_optimizer = grpo.make_optimizer(policy, config.grpo)
+    optimizers = make_optimizers(denoiser.model, weights.masters, config.optimizer, config.denoiser_rate)
+    run = Run("joint-trace", asked)
+    parts = {"policy": policy, "sampler_optimizer": sampler_optimizer, "weights": weights, "optimizers": optimizers}
     with run:
         for iteration in run.steps(config.iterations, parts, forwards=config.forwards):
             spent = run.totals["forwards"]
-            metrics, problems = improve(envs, policy, weights, optimizers, config, iteration, spent)
+            metrics, problems = improve(
+                envs, policy, sampler_optimizer, weights, optimizers, config, iteration, spent
+            )
             run.record(metrics, problems)
         policy.save(run.folder / "policy", trained_in=vars(config.env))
         denoiser.save(run.folder / "denoiser")

@@ -302,6 +302,14 @@ def at_least_one(config: Any, *names: str) -> None:
             raise ValueError(f"{name}={getattr(config, name)}: must be 1 or more.")
 
 
+def refuse_given(part: Any, name: str, fields: Sequence[str]) -> None:
+    """Raise ValueError where a nested config, which its owner calls ``name``, gives a field that is the owner's."""
+    default = type(part)()
+    for field in fields:
+        if getattr(part, field) != getattr(default, field):
+            raise ValueError(f"{name}.{field}: is set by the joint training; give --{field.replace('_', '-')}...")
+
+
 def check_budget(forwards: int | None, episodes: int) -> None:
     """Refuse a budget of forward passes that ends in the first iteration. Raises ValueError."""
     if forwards is not None and forwards < episodes:

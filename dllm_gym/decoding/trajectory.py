@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_gym.decoding.corruption import Corruption
@@ -79,6 +80,12 @@ def draw_steps(size: Tensor, counts: Tensor, steps: int, generator: torch.Genera
     return chosen.T, weight.T.float()
 
 
+def of_episodes(values: Tensor, counts: Tensor) -> Tensor:
+    """Values ``[N]`` of steps as ``[E, T]``, zeros where an episode has fewer; ``counts`` ``[E]`` sum to N."""
+    exists = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+    return values.new_zeros(exists.shape).masked_scatter(exists, values)
+
+
 def sample_steps(
     trajectories: Trajectories, prompt_mask: Tensor, steps: int, generator: torch.Generator, merge: int = 1
 ) -> Corruption:
@@ -100,10 +107,8 @@ def sample_steps(
     device, length = trajectories.masked.device, trajectories.masked.shape[1]
     counts = torch.bincount(trajectories.episode, minlength=len(prompt_mask))
     first = counts.cumsum(0) - counts
-    step = torch.arange(int(counts.max()), device=device)
-    exists = step < counts[:, None]
-    by_step = trajectories.doubt.new_zeros(exists.shape).masked_scatter(exists, trajectories.doubt)
-    by_group = torch.nn.functional.pad(by_step, (0, -len(step) % merge)).unflatten(1, (-1, merge)).sum(dim=2)
+    by_step = of_episodes(trajectories.doubt, counts)
+    by_group = F.pad(by_step, (0, -by_step.shape[1] % merge)).unflatten(1, (-1, merge)).sum(dim=2)
     chosen, step_weight = draw_steps(by_group, -(-counts // merge), steps, generator)
     start, scoring = chosen * merge, step_weight > 0
     scored = torch.zeros((*start.shape, length), dtype=torch.bool, device=device)

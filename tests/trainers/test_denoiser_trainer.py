@@ -363,11 +363,12 @@ def test_a_budget_is_shared_by_the_phases_of_joint(tmp_path):
     assert rows[0]["sampler/learning_rate"] > rows[-1]["denoiser/learning_rate"] > 0
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "joint-trace"])
-def test_a_budget_of_forward_passes_ends_a_training(algorithm, tmp_path):
+@pytest.mark.parametrize(("algorithm", "prefix"), [("grpo", ""), ("joint-trace", "grpo.")])
+def test_a_budget_of_forward_passes_ends_a_training(algorithm, prefix, tmp_path):
     flags = (
-        "--env.id MaskedDiffusion-Sudoku-v0 --env.denoiser embedded-early --env.num-envs 8 --threads 1 --problems 2 "
-        "--group 2 --policy.hidden-dim 16 --policy.mlp-dim 16 --warmup 1 --forwards 120 --report.no-enabled"
+        "--env.id MaskedDiffusion-Sudoku-v0 --env.denoiser embedded-early --env.num-envs 8 --threads 1 --warmup 1 "
+        f"--{prefix}problems 2 --{prefix}group 2 --{prefix}policy.hidden-dim 16 --{prefix}policy.mlp-dim 16 "
+        "--forwards 120 --report.no-enabled"
     )
     assert main([algorithm, *flags.split(), "--run-dir", str(tmp_path / "run")]) == 0
     spent = [row["forwards"] for row in metrics_of(tmp_path / "run")]

@@ -143,8 +143,9 @@ def test_probabilities_of_all_episodes_sum_to_one():
 
 
 FLAGS = (
-    "--env.num-envs 8 --iterations 2 --problems 2 --group 3 --steps 2 --policy.hidden-dim 16 --policy.mlp-dim 16 "
-    "--report.problems 2 --report.samplers confidence:k=8 --threads 1 --checkpoint-every 1"
+    "--env.num-envs 8 --iterations 2 --grpo.problems 2 --grpo.group 3 --grpo.experts 0.7 --grpo.expert-iterations 1 "
+    "--grpo.policy.hidden-dim 16 --grpo.policy.mlp-dim 16 --steps 2 --report.problems 2 "
+    "--report.samplers confidence:k=8 --threads 1 --checkpoint-every 1"
 )
 
 
@@ -153,7 +154,7 @@ def test_both_train_and_a_stopped_run_continues(tmp_path):
     assert main(["joint-trace", *FLAGS.split(), "--run-dir", str(whole)]) == 0
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
-    assert all(row["gradient_norm_sampler"] > 0 and row["gradient_norm_denoiser"] > 0 for row in rows)
+    assert all(row["gradient_norm"] > 0 and row["denoiser_gradient_norm"] > 0 for row in rows)
     summary = json.loads((whole / "summary.json").read_text())
     assert set(summary["rows"]["learned policy"]) == {"before", "joint-trace"}
     trained, before = dllm_gym.load_denoiser(whole / "denoiser"), dllm_gym.load_denoiser("embedded-early")
@@ -175,7 +176,7 @@ def test_microbatches_change_nothing(tmp_path):
         flags = [*FLAGS.split(), "--microbatch", str(size), "--report.no-enabled", "--run-dir", str(folder)]
         assert main(["joint-trace", *flags]) == 0
         rows.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
-    for name in ("gradient_norm_sampler", "gradient_norm_denoiser", "log_prob_sampler", "log_prob_denoiser"):
+    for name in ("gradient_norm", "denoiser_gradient_norm", "log_prob_positions", "log_prob_tokens"):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-3)
 
 
@@ -186,8 +187,8 @@ def test_the_scale_of_bad_episodes_concerns_their_tokens_only(tmp_path):
         more = ["--negative-scale", scale, "--no-through-confidences", "--report.no-enabled", "--run-dir", str(folder)]
         assert main(["joint-trace", *FLAGS.split(), *more]) == 0
         rows.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
-    assert rows[0]["gradient_norm_sampler"] == pytest.approx(rows[1]["gradient_norm_sampler"], rel=1e-6)
-    assert rows[0]["gradient_norm_denoiser"] != pytest.approx(rows[1]["gradient_norm_denoiser"], rel=0.02)
+    assert rows[0]["gradient_norm"] == pytest.approx(rows[1]["gradient_norm"], rel=1e-6)
+    assert rows[0]["denoiser_gradient_norm"] != pytest.approx(rows[1]["denoiser_gradient_norm"], rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +197,10 @@ def test_the_scale_of_bad_episodes_concerns_their_tokens_only(tmp_path):
         ("--env.temperature 0", "env.temperature=0"),
         ("--env.top-p 0.9", "env.top_p"),
         ("--env.dtype float16", "float16: gradients underflow"),
-        ("--policy.confidence-k 2", "policy.confidence_k=2"),
-        ("--group 1", "group=1"),
+        ("--grpo.policy.confidence-k 2", "policy.confidence_k=2"),
+        ("--grpo.group 1", "group=1"),
+        ("--grpo.iterations 3", "grpo.iterations: is set by the joint training"),
+        ("--optimizer sgd", "optimizer='sgd'"),
         ("--steps 0", "steps=0"),
         ("--negative-scale 2", "negative_scale=2"),
         ("--env.cache dual", "env.cache='dual': an approximate cache"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -64,6 +64,7 @@ class Learner:
         """Scores without gradients, by the weights that decode."""
         self.trained = denoiser
         """The denoiser whose weights have gradients."""
+        how = config.optimizer, config.learning_rate, config.weight_decay, config.betas
         if config.shard:
             mesh = self.processes.mesh
             self.trained = sharded_copy(cast(PretrainedDenoiser, denoiser), mesh)
@@ -71,10 +72,10 @@ class Learner:
             shards = {name: p for name, p in self.trained.model.named_parameters() if p.requires_grad}
             self.weights = TrainedWeights(denoiser.model, shards)
             denoiser.model.requires_grad_(False)
-            self.optimizers = make_optimizers(self.trained.model, shards, config)
+            self.optimizers = make_optimizers(self.trained.model, shards, *how)
         else:
             self.weights = TrainedWeights(denoiser.model)
-            optimizers = make_optimizers(denoiser.model, self.weights.masters, config)
+            optimizers = make_optimizers(denoiser.model, self.weights.masters, *how)
             self.scorer, *self.optimizers = accelerator.prepare(self.whole, *optimizers)
 
     def state_dict(self) -> dict:
@@ -226,16 +227,20 @@ class Learner:
 
 
 def make_optimizers(
-    model: nn.Module, weights: dict[str, nn.Parameter], config: TrainerConfig
+    model: nn.Module,
+    weights: dict[str, nn.Parameter],
+    name: str,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.99),
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for all weights; or Muon for those of linear layers, and AdamW for the rest, if there is any."""
-    shared: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer == "adamw":
-        return [torch.optim.AdamW(weights.values(), **shared, betas=config.betas)]
+    """"adamw" for all weights; or "muon" for those of linear layers, and AdamW for the rest, if there is any."""
+    if name == "adamw":
+        return [torch.optim.AdamW(weights.values(), learning_rate, betas, weight_decay=weight_decay)]
     matrices, rest = linear_and_rest(model, weights)
-    optimizers = [muon(matrices, **shared)]
+    optimizers = [muon(matrices, learning_rate, weight_decay)]
     if rest:
-        optimizers.append(torch.optim.AdamW(rest, **shared, betas=config.betas))
+        optimizers.append(torch.optim.AdamW(rest, learning_rate, betas, weight_decay=weight_decay))
     return optimizers
 
 

@@ -187,29 +187,36 @@ def update(
     return processes.sum(totals) | {"gradient_norm": norm.item()}
 
 
-def improve(
-    envs: list[UnmaskingVectorEnv],
-    policy: UnmaskingPolicy,
-    optimizer: torch.optim.Optimizer,
-    config: GRPOConfig,
-    iteration: int,
-    processes: Processes,
-    forwards: float = 0,
-) -> tuple[dict[str, float], np.ndarray]:
-    """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems.
+@dataclass
+class Played:
+    """The episodes of an iteration, of this process: the policy's, then the experts'."""
 
-    Several processes draw the same problems and play their own; the result is that of one process. ``forwards`` are
-    those of the iterations before.
-    """
-    since, episodes = time.perf_counter(), envs[0].episodes
+    rollout: Rollout
+    """E episodes."""
+    by_policy: Rollout
+    """Those of the policy, the first of them."""
+    advantage: Tensor
+    """``[E]`` float32: reward minus the mean of the problem's group, experts included."""
+    problems: np.ndarray
+    """Indices of the problems, of all processes."""
+
+    @property
+    def expert(self) -> Tensor:
+        """``[E]`` bool."""
+        return torch.arange(len(self.rollout), device=self.advantage.device) >= len(self.by_policy)
+
+
+def play(
+    envs: list[UnmaskingVectorEnv], policy: UnmaskingPolicy, config: GRPOConfig, iteration: int, processes: Processes
+) -> Played:
+    """The episodes of one iteration. Several processes draw the same problems, and each plays its own."""
     rng = np.random.default_rng([config.seed, iteration])  # a resumed run needs no generator state
-    rate = config.learning_rate * rate_factor(config, iteration, forwards)
-    optimizer.param_groups[0]["lr"] = rate
-    problems = rng.integers(len(episodes.task), size=config.problems)
+    problems = rng.integers(len(envs[0].episodes.task), size=config.problems)
     decoding_seed = int(rng.integers(2**32))
     groups = np.arange(config.problems * config.group).reshape(-1, config.group)  # an episode's number, its draws
     own, numbers = processes.own(problems), processes.own(groups).flatten()
-    rollouts = [collect(envs, policy, np.repeat(own, config.group), seed=decoding_seed, numbers=numbers)]
+    by_policy = collect(envs, policy, np.repeat(own, config.group), seed=decoding_seed, numbers=numbers)
+    rollouts = [by_policy]
     if iteration < config.expert_iterations:
         for n, threshold in enumerate(config.experts, start=1):
             played = collect(
@@ -222,11 +229,12 @@ def improve(
     reward = [part.reward.view(len(own), -1) for part in rollouts]
     advantage = group_advantages(torch.cat(reward, dim=1), divide_by_std=config.divide_by_std)
     by_part = advantage.split([part.shape[1] for part in reward], dim=1)
-    flat_advantage = torch.cat([part.flatten() for part in by_part])
-    expert = torch.arange(len(rollout), device=episodes.device) >= len(rollouts[0])
-    metrics = update(policy, optimizer, rollout, flat_advantage, expert, config, processes)
+    return Played(rollout, by_policy, torch.cat([part.flatten() for part in by_part]), problems)
 
-    by_policy = rollouts[0]
+
+def summarise(played: Played, config: GRPOConfig, parts: tuple[str, ...], processes: Processes) -> dict[str, float]:
+    """The metrics of the episodes of all processes; ``parts`` are those of a mixture of tasks."""
+    by_policy = played.by_policy
     finite = by_policy.reward.isfinite()
     sums: dict[str, float] = processes.sum({
         "reward": by_policy.reward[finite].sum(),
@@ -235,19 +243,40 @@ def improve(
         "nfe": by_policy.nfe.sum(),
         "picked": (by_policy.picks > 0).sum(),
         "steps": torch.tensor(len(by_policy.episode)),
-        "equal_groups": (reward[0].std(dim=1) == 0).sum(),
-        "forwards": rollout.nfe.sum(),
-    } | sums_by_task(by_policy, episodes.task.parts))  # fmt: skip
-    return metrics | means_by_task(sums, episodes.task.parts) | {
+        "equal_groups": (by_policy.reward.view(-1, config.group).std(dim=1) == 0).sum(),
+        "forwards": played.rollout.nfe.sum(),
+    } | sums_by_task(by_policy, parts))  # fmt: skip
+    episodes = config.problems * config.group
+    return means_by_task(sums, parts) | {
         "reward": sums["reward"] / sums["finite"] if sums["finite"] else np.nan,
-        "accuracy": sums["correct"] / groups.size,
-        "nfe": sums["nfe"] / groups.size,
+        "accuracy": sums["correct"] / episodes,
+        "nfe": sums["nfe"] / episodes,
         "set_size": sums["picked"] / sums["steps"],
         "equal_groups": sums["equal_groups"] / config.problems,
-        "learning_rate": rate,
         "forwards": int(sums["forwards"]),
-        "seconds": time.perf_counter() - since,
-    }, problems
+    }
+
+
+def improve(
+    envs: list[UnmaskingVectorEnv],
+    policy: UnmaskingPolicy,
+    optimizer: torch.optim.Optimizer,
+    config: GRPOConfig,
+    iteration: int,
+    processes: Processes,
+    forwards: float = 0,
+) -> tuple[dict[str, float], np.ndarray]:
+    """One iteration: play, compare within groups, update. Returns the metrics and the indices of the problems.
+
+    With several processes the result is that of one. ``forwards`` are those of the iterations before.
+    """
+    since = time.perf_counter()
+    rate = config.learning_rate * rate_factor(config, iteration, forwards)
+    optimizer.param_groups[0]["lr"] = rate
+    played = play(envs, policy, config, iteration, processes)
+    metrics = update(policy, optimizer, played.rollout, played.advantage, played.expert, config, processes)
+    metrics |= summarise(played, config, envs[0].episodes.task.parts, processes)
+    return metrics | {"learning_rate": rate, "seconds": time.perf_counter() - since}, played.problems
 
 
 def make_optimizer(policy: UnmaskingPolicy, config: GRPOConfig) -> torch.optim.Optimizer:
