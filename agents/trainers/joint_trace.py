@@ -7,10 +7,10 @@ a canvas but the denoiser's confidences. So ``A * grad log p(episode)``, taken t
 gradient of the expected reward with respect to both networks; a test compares it with enumeration. One return pays for
 right answers and for few steps. `dllm_gym.agents.trainers.joint` trains in turns instead.
 
-The policy takes GRPO's clipped updates (`dllm_gym.agents.trainers.policy.grpo`): it learns from all steps, which needs no
-forward pass of the denoiser, and from experts. The denoiser follows the policy gradient of the policy's own episodes.
-Some steps of each are drawn, and weigh so that their sum estimates that of all steps. The environment fills an empty
-set with the most confident position; which one that is has no derivative.
+The policy takes GRPO's clipped updates (`dllm_gym.agents.trainers.policy.grpo`): it learns from all steps, which needs
+no forward pass of the denoiser, and from experts. The denoiser follows the policy gradient of the policy's own
+episodes. Some steps of each are drawn, and weigh so that their sum estimates that of all steps. The environment fills
+an empty set with the most confident position; which one that is has no derivative.
 
 Metrics: those of `grpo`, whose ``entropy`` and ``gradient_norm`` are the policy's; and ``denoiser_entropy`` at the
 positions that could be chosen, in nats; ``log_prob_positions`` and ``log_prob_tokens``, nats per scored step;
@@ -31,6 +31,7 @@ from torch import Tensor
 from dllm_gym import decoding
 from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.policy import UnmaskingPolicy, load_policy
+from dllm_gym.agents.trainers import joint
 from dllm_gym.agents.trainers.advantages import scale_negatives
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
 from dllm_gym.agents.trainers.denoiser.learner import let_train, make_optimizers
@@ -59,8 +60,8 @@ class JointTraceConfig:
     )
     """The environment. Its reward is the one return of both."""
     grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
-    """The policy, its updates, and the numbers of problems and episodes. Its env, seed and the like are set by the joint
-    training's own flags, and refused here."""
+    """The policy, its updates, and the numbers of problems and episodes. Its env, seed and the like are set by the
+    joint training's own flags, and refused here."""
     start: str | None = None
     """Folder of a trained policy to start from; None: fresh weights."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
@@ -101,7 +102,7 @@ class JointTraceConfig:
     """Folder of a run to continue."""
 
 
-SHARED = ("env", "report", "iterations", "forwards", "warmup", "seed", "threads", "checkpoint_every", "run_dir", "resume")
+SHARED = (*joint.SHARED, "iterations", "warmup")
 """Fields of GRPO's config that the joint config gives."""
 
 
@@ -279,9 +280,7 @@ def train(config: JointTraceConfig) -> Path:
     with run:
         for iteration in run.steps(config.iterations, parts, forwards=config.forwards):
             spent = run.totals["forwards"]
-            metrics, problems = improve(
-                envs, policy, sampler_optimizer, weights, optimizers, config, iteration, spent
-            )
+            metrics, problems = improve(envs, policy, sampler_optimizer, weights, optimizers, config, iteration, spent)
             run.record(metrics, problems)
         policy.save(run.folder / "policy", trained_in=vars(config.env))
         denoiser.save(run.folder / "denoiser")

@@ -45,6 +45,7 @@ WAYS = {
     "ELBO, floor 0.1": ("spg", {"negative": "elbo", "negative-floor": 0.1}),
     "mixture, coupled maskings": ("spg", {"corruption.kind": "coupled"}),
     "EUBO, coupled maskings": ("spg", {"negative": "eubo", "corruption.kind": "coupled"}),
+    "ELBO, coupled maskings": ("spg", {"negative": "elbo", "corruption.kind": "coupled"}),
     "ELBO, clipped ratio": ("espo", {}),
     "mixture, LoRA": ("spg", {"lora.rank": 16}),
     "GDSD": ("gdsd", {}),

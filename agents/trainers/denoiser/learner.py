@@ -234,7 +234,7 @@ def make_optimizers(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.99),
 ) -> list[torch.optim.Optimizer]:
-    """"adamw" for all weights; or "muon" for those of linear layers, and AdamW for the rest, if there is any."""
+    """ "adamw" for all weights; or "muon" for those of linear layers, and AdamW for the rest, if there is any."""
     if name == "adamw":
         return [torch.optim.AdamW(weights.values(), learning_rate, betas, weight_decay=weight_decay)]
     matrices, rest = linear_and_rest(model, weights)
