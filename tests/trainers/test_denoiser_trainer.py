@@ -1,6 +1,5 @@
-"""Trainers of the denoiser: the loop, the learner, resuming, joint training, mistakes."""
+"""Trainers of the denoiser: the loop, the learner, resuming, mistakes."""
 
-import functools
 import itertools
 import json
 import math
@@ -14,16 +13,16 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from interrupted import interrupted
-from learners import completions_of, early, make_learner
-from policies import TINY, tiny_policy
+from learners import SUDOKU, TIMING, changeable, completions_of, early, joint_config, make_learner, metrics_of
+from policies import tiny_policy
 from scripted import ScriptedTask
 from torch import Tensor
 
 import dllm_gym
 from dllm_gym import make_task
-from dllm_gym.agents import load_policy, make_policy
+from dllm_gym.agents import make_policy
 from dllm_gym.agents.cli import main, parse
-from dllm_gym.agents.environment import EnvConfig, make_env
+from dllm_gym.agents.environment import make_env
 from dllm_gym.agents.trainers import joint
 from dllm_gym.agents.trainers.denoiser import OBJECTIVES, load_objective, trainer
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig
@@ -32,26 +31,15 @@ from dllm_gym.agents.trainers.denoiser.gdsd import GDSDConfig, gdsd_loss
 from dllm_gym.agents.trainers.denoiser.learner import Learner
 from dllm_gym.agents.trainers.denoiser.objective import LoRAConfig
 from dllm_gym.agents.trainers.denoiser.spg import SPGConfig, spg_loss
-from dllm_gym.agents.trainers.joint import JointConfig, phases
-from dllm_gym.agents.trainers.policy.grpo import GRPOConfig
 from dllm_gym.denoisers.oracle import TabularDenoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
 
-SUDOKU = EnvConfig(
-    id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early", temperature=1.0, alpha=0.0, num_envs=8, device="cpu"
-)
 SMALL = {"problems": 2, "group": 3, "inner_iterations": 2, "warmup": 1, "threads": 1, "sampler": "confidence:k=4"}
 QUIET = SMALL | {"env": SUDOKU, "report": DenoiserReportConfig(enabled=False), "iterations": 4, "checkpoint_every": 2}
 FLAGS = (
     "--env.id MaskedDiffusion-Sudoku-v0 --env.num-envs 8 --problems 2 --group 3 --iterations 2 --inner-iterations 2 "
     "--warmup 1 --threads 1 --sampler confidence:k=4 --report.no-enabled"
 ).split()
-TIMING = ("seconds", "tokens_per_second", "sampling_share", "peak_memory_gb")
-
-
-def metrics_of(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k.split("/")[-1] not in TIMING} for row in rows]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -87,11 +75,6 @@ def test_every_objective_trains_from_the_command_line(algorithm, tmp_path):
     observation, _ = env.reset(seed=0)
     assert env.step(observation["eligible"])[2]
     assert (folder / "summary.json").exists() and (folder / "curve.png").exists()
-
-
-def changeable(denoiser) -> list[Tensor]:
-    """The matrices; what the output does not depend on need not change."""
-    return [p for name, p in denoiser.model.named_parameters() if p.ndim == 2 and "embed" not in name]
 
 
 def test_the_report_compares_before_and_after(tmp_path, capsys):
@@ -253,21 +236,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_problems(tmp_path):
 # Resuming
 
 
-def joint_config(**changes) -> JointConfig:
-    own = {"problems": 2, "group": 2, "iterations": 2, "inner_iterations": 2, "warmup": 1}
-    return JointConfig(
-        objective="espo",
-        rounds=2,
-        env=replace(SUDOKU, temperature=0.0, alpha=1.0),
-        grpo=GRPOConfig(**own, policy=TINY, experts=()),
-        denoiser=ESPOConfig(**own),
-        report=DenoiserReportConfig(enabled=False),
-        threads=1,
-        checkpoint_every=2,
-        **changes,
-    )
-
-
 RUNS = {
     "gdsd": lambda **changes: trainer.train(
         "gdsd", GDSDConfig(**QUIET, reference_share=0.3, kl_weight=0.1, **changes), gdsd_loss
@@ -325,82 +293,6 @@ def test_the_command_line_resumes_a_run_and_refuses_another_objective(play, caps
     assert contents(folder) == before
     assert main(["gdsd", "--resume", str(folder)]) == 0
     assert [row["step"] for row in metrics_of(folder)] == [1, 2, 3, 4]
-
-
-# Joint training
-
-
-@pytest.mark.parametrize(
-    ("rounds", "sampler", "denoiser"), [(1, 3, 2), (2, 4, 4), (3, 7, 2), (5, 2, 3), (2, 1, 1), (4, 100, 30)]
-)
-def test_phases(rounds, sampler, denoiser):
-    config = joint_config()
-    config.rounds, config.grpo.iterations, config.denoiser.iterations = rounds, sampler, denoiser
-    order = phases(config)
-    for kind, total in (("sampler", sampler), ("denoiser", denoiser)):
-        assert [i for name, i in order if name == kind] == list(range(total))
-    runs = [(kind, len(list(group))) for kind, group in itertools.groupby(order, key=lambda step: step[0])]
-    assert len(runs) <= 2 * rounds
-    for kind, total in (("sampler", sampler), ("denoiser", denoiser)):
-        if min(sampler, denoiser) >= rounds:
-            sizes = [size for name, size in runs if name == kind]
-            assert len(sizes) == rounds and max(sizes) - min(sizes) <= 1 and sum(sizes) == total
-            assert runs[0][0] == "sampler"
-
-
-def test_a_budget_is_shared_by_the_phases_of_joint(tmp_path):
-    """Each of the four phases ends with the iteration that spends its quarter; rates fall with what is left."""
-    config = joint_config(run_dir=str(tmp_path / "run"))
-    config.forwards = 600
-    joint.train(config)
-    rows = metrics_of(tmp_path / "run")
-    spent = [0, *(int(row["forwards"]) for row in rows)]
-    assert spent[-2] < 600 <= spent[-1]
-    for before, after, row in zip(spent, spent[1:], rows, strict=False):
-        kind = ("sampler", "denoiser", "sampler", "denoiser")[before // 150]
-        assert {name.split("/")[0] for name in row if "/" in name} == {kind}
-        assert row[f"{kind}/forwards"] == after - before
-    assert rows[0]["sampler/learning_rate"] > rows[-1]["denoiser/learning_rate"] > 0
-
-
-@pytest.mark.parametrize(("algorithm", "prefix"), [("grpo", ""), ("joint-trace", "grpo.")])
-def test_a_budget_of_forward_passes_ends_a_training(algorithm, prefix, tmp_path):
-    flags = (
-        "--env.id MaskedDiffusion-Sudoku-v0 --env.denoiser embedded-early --env.num-envs 8 --threads 1 --warmup 1 "
-        f"--{prefix}problems 2 --{prefix}group 2 --{prefix}policy.hidden-dim 16 --{prefix}policy.mlp-dim 16 "
-        "--forwards 120 --report.no-enabled"
-    )
-    assert main([algorithm, *flags.split(), "--run-dir", str(tmp_path / "run")]) == 0
-    spent = [row["forwards"] for row in metrics_of(tmp_path / "run")]
-    assert len(spent) > 1 and spent[-2] < 120 <= spent[-1]
-
-
-def test_joint_trains_both_from_the_command_line(tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    envs = []
-    for module, position in ((joint.grpo, 0), (joint.trainer, 1)):
-        spy = functools.partial(lambda plain, n, *args: envs.append(args[n]) or plain(*args), module.improve, position)
-        monkeypatch.setattr(module, "improve", spy)
-    flags = (
-        "--objective gdsd-tlc --env.id MaskedDiffusion-Sudoku-v0 --env.num-envs 8 --rounds 2 --threads 1 "
-        "--grpo.iterations 2 --grpo.problems 2 --grpo.group 2 --grpo.policy.hidden-dim 16 --grpo.policy.mlp-dim 32 "
-        "--grpo.experts --grpo.inner-iterations 1 --denoiser.iterations 2 --denoiser.problems 2 --denoiser.group 2 "
-        "--denoiser.inner-iterations 1 --denoiser.psi 2 --report.problems 2 --report.samplers confidence:k=8"
-    )
-    assert main(["joint", *flags.split(), "--run-dir", str(folder)]) == 0
-    rows = metrics_of(folder)
-    kinds = [{name.split("/")[0] for name in row if "/" in name} for row in rows]
-    assert kinds == [{"sampler"}, {"denoiser"}] * 2
-    settings = [(env[0].episodes.sampling.temperature, env[0].episodes.alpha) for env in envs]
-    assert settings == [(0.0, 1.0), (1.0, 0.0)] * 2
-    assert len({id(one.episodes.denoiser) for env in envs for one in env}) == 1
-    assert json.loads((folder / "config.json").read_text())["denoiser"]["score"] == "centred-logit"
-    load_policy(folder / "policy")
-    trained, before = dllm_gym.load_denoiser(folder / "denoiser"), early()
-    assert all(not torch.equal(*pair) for pair in zip(*map(changeable, (trained, before)), strict=True))
-    summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary["rows"]) == {"confidence:k=8", "learned policy"}
-    assert set(summary["rows"]["learned policy"]) == {"before", "joint"}
 
 
 # Mistakes: one line, and no folder
