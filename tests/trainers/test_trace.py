@@ -12,7 +12,7 @@ from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers.heuristics import make_policy
 from dllm_gym.agents.samplers.rollout import play
 from dllm_gym.agents.samplers.spec import make_sampler
-from dllm_gym.agents.trainers.denoiser.objective import Batch
+from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig
 from dllm_gym.agents.trainers.denoiser.trace import (
     StepsConfig,
     TraceGRPOConfig,
@@ -252,6 +252,7 @@ def test_the_clip(level):
     [
         (TracePGConfig(trace=StepsConfig(steps=0)), "steps=0: must be 1 or more"),
         (TracePGConfig(trace=StepsConfig(merge=0)), "merge=0: must be 1 or more"),
+        (TracePGConfig(corruption=CorruptionConfig("block")), "give --trace.steps instead"),
         (TraceGRPOConfig(clip=0.0), "clip=0.0: must be above 0"),
         (TraceGRPOConfig(level="episode"), "level='episode': must be 'token' or 'step'"),
         (TracePGConfig(sampler="metropolis:steps=2"), "proposes whole completions"),

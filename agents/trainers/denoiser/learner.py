@@ -23,8 +23,8 @@ from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.agents.trainers.sharding import gathered, shard_rest, sharded_copy
 from dllm_gym.decoding import pad_left
-from dllm_gym.decoding.corruption import Corruption, completion_mask, corrupt, corrupted_canvas
-from dllm_gym.decoding.trajectory import Trajectories, sample_steps
+from dllm_gym.decoding.corruption import Corruption, completion_mask, corrupted_canvas
+from dllm_gym.decoding.trajectory import Trajectories
 from dllm_gym.denoisers.base import TrainableDenoiser
 from dllm_gym.denoisers.pretrained import PretrainedDenoiser
 from dllm_gym.types import Score
@@ -112,7 +112,7 @@ class Learner:
         prompt, prompt_mask = pad_left(prompts)
         completion = completion_mask(tokens, self.end_tokens)
         maskings = [
-            self._corrupt(completion, prompt_mask, generator, trajectories) for _ in range(config.inner_iterations)
+            config.maskings(completion, prompt_mask, generator, trajectories) for _ in range(config.inner_iterations)
         ]
         learned = (weight > 0) & config.learns_from(advantage)
         weight = weight * learned
@@ -184,24 +184,6 @@ class Learner:
         reduced = self._reduce(sums | {"change": change, "scored": scored}, totals, weight.sum())
         step_kl = 0.5 * reduced.pop("change") / max(1.0, reduced.pop("scored"))
         return reduced | {"step_kl": step_kl, "gradient_norm": float(norm)}
-
-    def _corrupt(
-        self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator, trajectories: Trajectories | None
-    ) -> Corruption:
-        """Maskings of all completions for one inner iteration; or steps of how they were written."""
-        if trajectories is not None:
-            trace = self.config.trace  # type: ignore[attr-defined]
-            return sample_steps(trajectories, prompt_mask, trace.steps, generator, trace.merge)
-        kind, length = self.config.corruption, completion.shape[1]
-        return corrupt(
-            kind.kind,
-            completion,
-            prompt_mask,
-            kind.maskings,
-            generator,
-            block_length=kind.block_length or self.config.env.block_length or length,
-            p_mask_prompt=kind.p_mask_prompt,
-        )
 
     def _reduce(self, sums: dict[str, Tensor], weighted: dict[str, Tensor], weight: Tensor) -> dict[str, float]:
         """Over processes: sums, and of the objective's weighted sums the means over what was learned from."""

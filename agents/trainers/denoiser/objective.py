@@ -19,7 +19,8 @@ from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.trainers.advantages import check_group, group_advantages
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig
 from dllm_gym.agents.trainers.run import at_least_one, check_budget
-from dllm_gym.decoding.corruption import Corruption
+from dllm_gym.decoding.corruption import Corruption, corrupt
+from dllm_gym.decoding.trajectory import Trajectories
 from dllm_gym.types import Score
 
 OPTIMIZERS = ("adamw", "muon")
@@ -124,7 +125,7 @@ class TrainerConfig:
     uses_old: ClassVar[bool] = False
     """Whether the loss reads the scores before the update."""
     uses_trajectory: ClassVar[bool] = False
-    """Whether the steps of the rollout are scored, as the config's ``trace`` says, instead of maskings."""
+    """Whether `maskings` reads how the completions were written."""
 
     @property
     def uses_reference(self) -> bool:
@@ -171,6 +172,27 @@ class TrainerConfig:
     def learns_from(self, advantage: Tensor) -> Tensor:
         """``[B]`` advantages -> ``[B]`` bool: completions whose loss has a gradient. The others are not forwarded."""
         return advantage > 0 if self.negative_scale == 0 else torch.ones_like(advantage, dtype=torch.bool)
+
+    def maskings(
+        self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator, trajectories: Trajectories | None
+    ) -> Corruption:
+        """What one update scores.
+
+        Args:
+            completion: ``[E, L]`` bool: up to the end token. prompt_mask: ``[E, P]`` bool.
+            generator: all that is drawn comes from it.
+            trajectories: how the completions were written, if ``uses_trajectory``.
+        """
+        kind = self.corruption
+        return corrupt(
+            kind.kind,
+            completion,
+            prompt_mask,
+            kind.maskings,
+            generator,
+            block_length=kind.block_length or self.env.block_length or completion.shape[1],
+            p_mask_prompt=kind.p_mask_prompt,
+        )
 
 
 @dataclass

@@ -28,10 +28,12 @@ import torch
 from torch import Tensor
 
 from dllm_gym.agents.trainers.denoiser import trainer
-from dllm_gym.agents.trainers.denoiser.objective import Batch, TrainerConfig, required
+from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig, TrainerConfig, required
 from dllm_gym.agents.trainers.denoiser.ratio import clipped
 from dllm_gym.agents.trainers.run import at_least_one
 from dllm_gym.decoding import likelihood
+from dllm_gym.decoding.corruption import Corruption
+from dllm_gym.decoding.trajectory import Trajectories, sample_steps
 
 LEVELS = ("token", "step")
 
@@ -68,6 +70,8 @@ class TracePGConfig(TrainerConfig):
         at_least_one(self.trace, "steps", "merge")
         if not 0 <= self.entropy_weight < math.inf:
             raise ValueError(f"entropy_weight={self.entropy_weight}: must be 0 or more, and finite.")
+        if self.corruption != CorruptionConfig():
+            raise ValueError(f"corruption={self.corruption}: steps of a rollout are scored; give --trace.steps instead.")
         sampling = self.env.sampling
         if sampling.leaves_out or sampling.end_token_penalty or sampling.end_tokens_last:
             raise ValueError(
@@ -78,6 +82,14 @@ class TracePGConfig(TrainerConfig):
     def learns_from(self, advantage: Tensor) -> Tensor:
         learned = super().learns_from(advantage)
         return learned if self.entropy_weight else learned & (advantage != 0)
+
+    def maskings(
+        self, completion: Tensor, prompt_mask: Tensor, generator: torch.Generator, trajectories: Trajectories | None
+    ) -> Corruption:
+        """Some steps of each trajectory."""
+        if trajectories is None:
+            raise ValueError("the objective scores steps of a rollout: give its trajectories.")
+        return sample_steps(trajectories, prompt_mask, self.trace.steps, generator, self.trace.merge)
 
 
 @dataclass
