@@ -71,7 +71,7 @@ class TracePGConfig(TrainerConfig):
         if not 0 <= self.entropy_weight < math.inf:
             raise ValueError(f"entropy_weight={self.entropy_weight}: must be 0 or more, and finite.")
         if self.corruption != CorruptionConfig():
-            raise ValueError(f"corruption={self.corruption}: steps of a rollout are scored; give --trace.steps instead.")
+            raise ValueError(f"corruption={self.corruption}: steps of rollouts are scored; give --trace.steps instead.")
         sampling = self.env.sampling
         if sampling.leaves_out or sampling.end_token_penalty or sampling.end_tokens_last:
             raise ValueError(
