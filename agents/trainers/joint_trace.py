@@ -55,13 +55,14 @@ class JointTraceConfig:
 
     env: EnvConfig = field(
         default_factory=lambda: EnvConfig(
-            id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early", temperature=1.0, num_envs=256
+            id="MaskedDiffusion-Sudoku-v0", denoiser="embedded-early", temperature=0.5, num_envs=256
         )
     )
     """The environment. Its reward is the one return of both."""
-    grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
-    """The policy, its updates, and the numbers of problems and episodes. Its env, seed and the like are set by the
-    joint training's own flags, and refused here."""
+    grpo: grpo.GRPOConfig = field(default_factory=lambda: grpo.GRPOConfig(learning_rate=3e-5))
+    """The policy, its updates, and the numbers of problems and episodes. It learns slowly here: one that hurries before
+    the denoiser has learned shows it little. Its env, seed and the like are set by the joint training's own flags, and
+    refused here."""
     start: str | None = None
     """Folder of a trained policy to start from; None: fresh weights."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
@@ -73,13 +74,13 @@ class JointTraceConfig:
     pass counts as two."""
     steps: int = 2
     """Number of steps of each episode that the denoiser scores, drawn at random; all where an episode has no more."""
-    optimizer: str = "adamw"
-    """The denoiser's: "adamw", or "muon", see the denoiser's trainers."""
-    denoiser_rate: float = 1e-4
-    """Peak learning rate of the denoiser."""
-    negative_scale: float = 1.0
+    optimizer: str = "muon"
+    """The denoiser's: "muon" for linear layers, with AdamW for the rest, or "adamw"."""
+    denoiser_rate: float = 4e-4
+    """Peak learning rate of the denoiser; take a quarter with AdamW."""
+    negative_scale: float = 0.0
     """Advantages below 0 are multiplied by this for the tokens, not for the positions. 0 leaves out what the denoiser
-    drew in episodes that were no better than their group."""
+    drew in episodes that were no better than their group; 1 is the policy gradient."""
     through_confidences: bool = True
     """Differentiate the policy's choice through the confidences; without it, what the policy sees is a constant."""
     warmup: int = 10

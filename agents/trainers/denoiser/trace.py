@@ -42,8 +42,9 @@ LEVELS = ("token", "step")
 class StepsConfig:
     """Which steps of an episode are scored."""
 
-    steps: int = 4
-    """Number of steps of each episode and update, drawn at random; all where an episode has no more."""
+    steps: int = 2
+    """Number of steps of each episode and update, drawn in proportion to how unsure the denoiser was; all where an
+    episode has no more."""
     merge: int = 1
     """So many consecutive steps are scored as one, on the canvas of the first; more than 1 is an approximation."""
 
