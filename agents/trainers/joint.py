@@ -24,7 +24,7 @@ from dllm_gym.agents.trainers.denoiser.objective import TrainerConfig
 from dllm_gym.agents.trainers.policy import grpo
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, alone, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one, refuse_given
+from dllm_gym.agents.trainers.run import SHARED, Run, at_least_one, refuse_given
 
 
 @dataclass
@@ -64,9 +64,6 @@ class JointConfig:
         if self.denoiser is None:
             self.denoiser = load_objective(self.objective)[0]()
 
-
-SHARED = ("env", "report", "forwards", "seed", "threads", "checkpoint_every", "run_dir", "resume")
-"""Fields of both trainers' configs that the joint config gives."""
 
 KINDS = ("sampler", "denoiser")
 

@@ -31,7 +31,6 @@ from torch import Tensor
 from dllm_gym import decoding
 from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.policy import UnmaskingPolicy, load_policy
-from dllm_gym.agents.trainers import joint
 from dllm_gym.agents.trainers.advantages import scale_negatives
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
 from dllm_gym.agents.trainers.denoiser.learner import let_train, make_optimizers
@@ -41,7 +40,7 @@ from dllm_gym.agents.trainers.denoiser.weights import TrainedWeights
 from dllm_gym.agents.trainers.policy import grpo
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, alone, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one, refuse_given
+from dllm_gym.agents.trainers.run import SHARED, Run, at_least_one, refuse_given
 from dllm_gym.agents.trainers.schedule import rate_factor
 from dllm_gym.decoding.trajectory import draw_steps, of_episodes
 from dllm_gym.denoisers.base import Denoiser
@@ -103,15 +102,11 @@ class JointTraceConfig:
     """Folder of a run to continue."""
 
 
-SHARED = (*joint.SHARED, "iterations", "warmup")
-"""Fields of GRPO's config that the joint config gives."""
-
-
 def checked(config: JointTraceConfig) -> JointTraceConfig:
     """The config, with what GRPO's shares. Raises ValueError for what would fail later, before anything is loaded."""
     at_least_one(config, "iterations", "steps", "microbatch", "checkpoint_every")
     at_least_one(config.report, "problems")
-    refuse_given(config.grpo, "grpo", SHARED)
+    refuse_given(config.grpo, "grpo", (*SHARED, "iterations", "warmup"))
     shared = {name: getattr(config, name) for name in ("env", "iterations", "forwards", "warmup", "seed", "threads")}
     config = replace(config, grpo=replace(config.grpo, **shared))
     grpo.check(config.grpo)

@@ -302,6 +302,10 @@ def at_least_one(config: Any, *names: str) -> None:
             raise ValueError(f"{name}={getattr(config, name)}: must be 1 or more.")
 
 
+SHARED = ("env", "report", "forwards", "seed", "threads", "checkpoint_every", "run_dir", "resume")
+"""Fields of a nested trainer's config that joint training gives."""
+
+
 def refuse_given(part: Any, name: str, fields: Sequence[str]) -> None:
     """Raise ValueError where a nested config, which its owner calls ``name``, gives a field that is the owner's."""
     default = type(part)()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dllm_gym import load_denoiser
 from dllm_gym.agents.trainers.denoiser import learner as learner_module
+from dllm_gym.agents.trainers.denoiser import objective as objective_module
 from dllm_gym.agents.trainers.denoiser import trainer
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig
 from dllm_gym.agents.trainers.denoiser.espo import ESPOConfig, espo_loss
@@ -52,7 +53,7 @@ def update(kind: str, own: slice) -> dict[str, torch.Tensor]:
     prompts = [torch.randint(5, 100, (5 + i,), generator=generator) for i in range(COMPLETIONS)]
     advantage = torch.randn(COMPLETIONS, generator=generator)
     weight = torch.full((COMPLETIONS,), 1 / COMPLETIONS)
-    gradients, step, corrupt = {}, learner._step, learner_module.corrupt
+    gradients, step, corrupt = {}, learner._step, objective_module.corrupt
 
     def recorded_step():
         masters = learner.weights.masters
@@ -66,11 +67,11 @@ def update(kind: str, own: slice) -> dict[str, torch.Tensor]:
         prompt_mask = prompt_mask.new_ones(COMPLETIONS, prompt_mask.shape[1])
         return corrupt(kind, completion, prompt_mask, *args, **options)[own]
 
-    learner._step, learner_module.corrupt = recorded_step, own_share
+    learner._step, objective_module.corrupt = recorded_step, own_share
     try:
         metrics = learner.update(tokens[own], prompts[own], advantage[own], weight[own], generator, 1e-4)
     finally:
-        learner_module.corrupt = corrupt
+        objective_module.corrupt = corrupt
     weights = {f"weight {name}": master.detach().clone() for name, master in learner.weights.masters.items()}
     return gradients | weights | {f"metric {name}": torch.tensor(value) for name, value in metrics.items()}
 
