@@ -180,7 +180,8 @@ def denoiser_gradient(
     denoiser = episodes.denoiser
     taken = trajectories(rollout, episodes.empty_action, config.env.temperature)
     counts = torch.bincount(taken.episode, minlength=len(rollout))
-    numbers, weight = draw_steps(of_episodes(taken.doubt - rollout.log_prob, counts), counts, config.steps, generator)
+    surprise = taken.doubt - rollout.log_prob  # of the tokens, and of the positions
+    numbers, weight = draw_steps(of_episodes(surprise, counts), counts, config.steps, generator)
     learned = (weight > 0) & (advantage != 0)
     chosen, weight = (counts.cumsum(0) - counts + numbers)[learned], weight[learned]
     owner, seen = rollout.episode[chosen], rollout.observation[chosen]
@@ -242,10 +243,9 @@ def improve(
             optimizer.step()
         optimizer.zero_grad()
     weights.publish()
-    spent = metrics.pop("forwards")
-    metrics |= grpo.summarise(played, config.grpo, envs[0].episodes.task.parts, Processes())
-    metrics["forwards"] += spent
-    return metrics | {
+    sampling = grpo.summarise(played, config.grpo, envs[0].episodes.task.parts, Processes())
+    return metrics | sampling | {
+        "forwards": sampling["forwards"] + metrics["forwards"],
         "denoiser_gradient_norm": norm.item(),
         "learning_rate": config.grpo.learning_rate * factor,
         "denoiser_rate": config.denoiser_rate * factor,

@@ -21,6 +21,7 @@ from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.terminal import console
 from dllm_gym.agents.trainers.advantages import group_advantages, scale_negatives
 from dllm_gym.agents.trainers.denoiser.trainer import load_trainable, trajectories
+from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption, corrupted_canvas
 from dllm_gym.decoding.trajectory import Trajectories, sample_steps
 from dllm_gym.eval.command import run
@@ -90,7 +91,7 @@ def figures(task: str, config: StepsConfig) -> tuple[float, float, list[tuple[Te
         raise ValueError(f"problems={config.problems}, group={config.group}: all are worth the same; give more.")
     taken = trajectories(rollout, episodes.empty_action, config.temperature)
     prompt, prompt_mask = decoding.pad_left([episodes.encode_prompt(problem) for problem in rollout.problems])
-    parameters = [p for p in denoiser.model.parameters() if p.requires_grad]
+    parameters = list(denoiser.model.parameters())
 
     def gradient(drawn: Corruption) -> Tensor:
         total = [torch.zeros_like(p) for p in parameters]
@@ -99,9 +100,9 @@ def figures(task: str, config: StepsConfig) -> tuple[float, float, list[tuple[Te
             n = len(part.masked)
             canvas = corrupted_canvas(prompt[rows], prompt_mask[rows], tokens, part, denoiser.mask_token_id)
             score = denoiser.score(canvas, tokens.repeat(n, 1), part.scored.flatten(0, 1), config.temperature)
-            log_p = (score.log_prob.unflatten(0, (n, -1)) * part.weight).sum(dim=(0, 2)) / n
-            own = torch.autograd.grad((advantage[rows] * log_p).sum(), parameters)
-            total = [one + other for one, other in zip(total, own, strict=True)]
+            log_p = likelihood.elbo(score.log_prob.unflatten(0, (n, -1)), part.weight).sum(dim=1)
+            gradients = torch.autograd.grad((advantage[rows] * log_p).sum(), parameters)
+            total = [one + other for one, other in zip(total, gradients, strict=True)]
         return torch.cat([part.flatten() for part in total])
 
     counts = torch.bincount(taken.episode)

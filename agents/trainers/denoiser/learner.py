@@ -216,7 +216,7 @@ def make_optimizers(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.99),
 ) -> list[torch.optim.Optimizer]:
-    """ "adamw" for all weights; or "muon" for those of linear layers, and AdamW for the rest, if there is any."""
+    """AdamW for all weights ("adamw"); or Muon for those of linear layers ("muon"), and AdamW for the rest, if any."""
     if name == "adamw":
         return [torch.optim.AdamW(weights.values(), learning_rate, betas, weight_decay=weight_decay)]
     matrices, rest = linear_and_rest(model, weights)
