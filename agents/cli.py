@@ -72,7 +72,7 @@ def parse(name: str, flags: list[str]):
     given = known.parse_known_args(flags)[0]
     folder, objective, stored = given.resume, given.objective, {}
     if folder:
-        from dllm_gym.agents.trainers.run import read_config
+        from dllm_gym.agents.trainers.configs import read_config
 
         stored = read_config(folder)
     chooses = "objective" in config_type.__dataclass_fields__  # decides which flags there are

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import dllm_gym
 from dllm_gym.agents.cli import ALGORITHMS, flag
-from dllm_gym.agents.trainers.run import read_config
+from dllm_gym.agents.trainers.configs import read_config
 from dllm_gym.extras import needs
 from dllm_gym.hub import is_hub_id
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm_gym.agents.environment import EnvConfig, make_envs
+from dllm_gym.agents.trainers.configs import SHARED, at_least_one, refuse_given
 from dllm_gym.agents.trainers.denoiser import load_objective, trainer
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
 from dllm_gym.agents.trainers.denoiser.learner import Learner
@@ -24,7 +25,7 @@ from dllm_gym.agents.trainers.denoiser.objective import TrainerConfig
 from dllm_gym.agents.trainers.policy import grpo
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, alone, own_threads
-from dllm_gym.agents.trainers.run import SHARED, Run, at_least_one, refuse_given
+from dllm_gym.agents.trainers.run import Run
 
 
 @dataclass

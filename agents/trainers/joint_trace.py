@@ -32,6 +32,7 @@ from dllm_gym import decoding
 from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.policy import UnmaskingPolicy, load_policy
 from dllm_gym.agents.trainers.advantages import scale_negatives
+from dllm_gym.agents.trainers.configs import SHARED, at_least_one, refuse_given
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig, compare
 from dllm_gym.agents.trainers.denoiser.learner import let_train, make_optimizers
 from dllm_gym.agents.trainers.denoiser.objective import OPTIMIZERS, LoRAConfig
@@ -40,7 +41,7 @@ from dllm_gym.agents.trainers.denoiser.weights import TrainedWeights
 from dllm_gym.agents.trainers.policy import grpo
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, alone, own_threads
-from dllm_gym.agents.trainers.run import SHARED, Run, at_least_one, refuse_given
+from dllm_gym.agents.trainers.run import Run
 from dllm_gym.agents.trainers.schedule import rate_factor
 from dllm_gym.decoding.trajectory import draw_steps, of_episodes
 from dllm_gym.denoisers.base import Denoiser

@@ -6,7 +6,6 @@ temporary name and renamed, so that a killed run leaves whole checkpoints only.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from dllm_gym import __version__
 from dllm_gym.agents.terminal import progress_bar
+from dllm_gym.agents.trainers.configs import completed, read_config, refuse_nan, stored_settings
 from dllm_gym.agents.trainers.processes import Processes
 from dllm_gym.agents.trainers.sharding import ShardFiles, shard_file
 from dllm_gym.agents.trainers.state_files import pack, unpack
@@ -66,11 +66,11 @@ class Run:
         self._step = 0
         self._bar: Callable[[int, dict], None] = lambda done, metrics: None
         self._writer: Any = None
-        record = {"algorithm": algorithm} | _settings(config)
-        _refuse_nan(record)
+        record = {"algorithm": algorithm} | stored_settings(config)
+        refuse_nan(record)
         if config.resume:
             self.folder = Path(config.resume)
-            stored = _completed(read_config(self.folder), config)
+            stored = completed(read_config(self.folder), config)
             keys = record.keys() | stored.keys()
             different = sorted(key for key in keys - {"report"} if record.get(key) != stored.get(key))
             if different:
@@ -295,74 +295,11 @@ def handled(handler: Callable, *numbers: int):
             signal.signal(number, old)
 
 
-def at_least_one(config: Any, *names: str) -> None:
-    """Raise ValueError where a field of the config is below 1; for the top of `train`, before there is a folder."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)}: must be 1 or more.")
-
-
-SHARED = ("env", "report", "forwards", "seed", "threads", "checkpoint_every", "run_dir", "resume")
-"""Fields of a nested trainer's config that joint training gives."""
-
-
-def refuse_given(part: Any, name: str, fields: Sequence[str]) -> None:
-    """Raise ValueError where a nested config, which its owner calls ``name``, gives a field that is the owner's."""
-    default = type(part)()
-    for field in fields:
-        if getattr(part, field) != getattr(default, field):
-            raise ValueError(f"{name}.{field}: is set by the joint training; give --{field.replace('_', '-')}...")
-
-
-def check_budget(forwards: int | None, episodes: int) -> None:
-    """Refuse a budget of forward passes that ends in the first iteration. Raises ValueError."""
-    if forwards is not None and forwards < episodes:
-        raise ValueError(f"forwards={forwards}: the first step of {episodes} completions needs more.")
-
-
-def _refuse_nan(settings: dict[str, Any], prefix: str = "") -> None:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            _refuse_nan(value, f"{prefix}{name}.")
-        elif any(
-            isinstance(v, float) and math.isnan(v) for v in (value if isinstance(value, (list, tuple)) else [value])
-        ):
-            raise ValueError(f"{prefix}{name}={value}: must be a number.")
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """A run's config.json. Raises ValueError where there is none or it is not one."""
-    try:
-        config = json.loads((Path(folder) / "config.json").read_text())
-        if "algorithm" not in config:
-            raise KeyError("algorithm")
-        return config
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{str(folder)!r}: not the folder of a run (config.json: {error!r}).") from None
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    """A config as JSON gives it back, without where the run lies."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume")}
-    return json.loads(json.dumps(settings))
-
-
 def _states(parts: dict[str, Any]) -> dict[str, Any]:
     return {
         name: [one.state_dict() for one in part] if isinstance(part, list) else part.state_dict()
         for name, part in parts.items()
     }
-
-
-def _completed(stored: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Stored settings with the defaults of fields that did not exist yet when they were written."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            stored[field.name] = _completed(stored.get(field.name, {}), value)
-        elif field.name not in ("run_dir", "resume") and field.default is not dataclasses.MISSING:
-            stored.setdefault(field.name, json.loads(json.dumps(field.default)))
-    return stored
 
 
 def _checkpoints(folder: Path) -> list[Path]:

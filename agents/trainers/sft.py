@@ -22,9 +22,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm_gym.agents.trainers.configs import at_least_one
 from dllm_gym.agents.trainers.muon import linear_and_rest, muon
 from dllm_gym.agents.trainers.processes import Processes, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one
+from dllm_gym.agents.trainers.run import Run
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.denoisers.attention import AttentionPattern, additive, count_positions
 from dllm_gym.denoisers.loading import load_denoiser

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_gym.agents.samplers.heuristics import make_policy
-from dllm_gym.agents.trainers.run import at_least_one
+from dllm_gym.agents.trainers.configs import at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.denoisers.loading import DTYPES

@@ -6,8 +6,9 @@ Keys (`Experiment`; an unknown one is refused with the nearest known):
 - ``train``: name -> ``{algorithm, settings, tries}``, trained once per seed; ``settings`` are flags of
   ``train_policy.py``. ``tries`` has lists of further settings: each combination is trained once, from a seed of its
   own, and the best one is trained with the seeds. All have as many tries, and the same ``forwards``;
-- ``choose``: ``{sampler, problems}``: the best try is the most accurate one on the last problems of the training
-  split, tokens the argmax, averaged over the samplers;
+- ``choose``: ``{sampler, problems, settings}``: the best try is the most accurate one on the last problems of the
+  training split, tokens the argmax, averaged over the samplers. Tries are trained with these settings in place of their
+  own: with fewer ``forwards``, say;
 - ``tasks``: name -> id of an environment. Everything is done for each of them, under names such as ``sudoku-spg``;
 - ``cells``: name -> ``{sampler, env, problems, samples, split, validation}``; a list of samplers, or a list in
   ``env``, is an axis: all combinations are evaluated. ``{name}`` in a sampler or in ``env.denoiser`` stands for what
@@ -83,6 +84,7 @@ class Choice:
 
     sampler: str | list[str]
     problems: int = 500
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def samplers(self) -> list[str]:
@@ -110,6 +112,13 @@ class Experiment:
     tasks: dict[str, str] = field(default_factory=dict)
     seeds: int = 5
 
+    def tries(self, name: str) -> list[Training]:
+        """What is trained for a choice: a training for each combination of ``tries``; none where there is none."""
+        training = self.train[name]
+        if not training.tries or self.choose is None:
+            return []
+        return [replace(point, settings=point.settings | self.choose.settings) for point in training.variants()]
+
 
 def read_experiment(path: Path) -> Experiment:
     """An experiment file.
@@ -131,15 +140,15 @@ def read_experiment(path: Path) -> Experiment:
         _refuse_unknown(entry, known, where)
         if empty := [name for name, value in entry.items() if value is None]:
             raise ValueError(f"{where}: {empty[0]} is empty.")
+        for name in [f.name for f in fields(kind) if f.default_factory is dict or f.name == "cells"]:
+            if not isinstance(entry.get(name, {}), dict):
+                raise ValueError(f"{where}, {name}: {entry[name]!r}, must be names and values.")
         try:
             return kind(**entry)
         except TypeError as error:
             raise ValueError(f"{where}: {str(error).partition(') ')[2]}.") from None
 
     whole = build(Experiment, content, str(path))
-    for name in ("train", "cells"):
-        if not isinstance(getattr(whole, name), dict):
-            raise ValueError(f"{path}, {name}: {getattr(whole, name)!r}, must be names and their keys and values.")
     whole.train = {name: build(Training, entry, f"{path}, train.{name}") for name, entry in whole.train.items()}
     whole.cells = {name: build(Grid, entry, f"{path}, cells.{name}") for name, entry in whole.cells.items()}
     if whole.choose is not None:
@@ -152,8 +161,9 @@ def read_experiment(path: Path) -> Experiment:
         _refuse_unknown([training.algorithm], list(ALGORITHMS), f"{path}, train.{name}")
         if not all(isinstance(values, list) and values for values in training.tries.values()):
             raise ValueError(f"{path}, train.{name}.tries: {training.tries}, must be names and lists of values.")
+        points = training.variants() + whole.tries(name)
         try:
-            configs = [parse(training.algorithm, variant.flags()) for variant in training.variants()]
+            configs = [parse(training.algorithm, point.flags()) for point in points]
         except SystemExit:
             raise ValueError(f"{path}, train.{name}: not flags of {training.algorithm}, see above.") from None
         for config in configs:

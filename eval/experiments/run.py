@@ -163,7 +163,7 @@ def _choose(
 ) -> tuple[dict[str, Training], dict[str, list[float | None]]]:
     """What is trained with the seeds, by name, and the accuracies of all tries; nothing where every try failed."""
     tried = {
-        name: [pool.submit(_try, whole, name, i, folder) for i in range(len(training.variants()))]
+        name: [pool.submit(_try, whole, name, i, folder) for i in range(len(whole.tries(name)))]
         for name, training in whole.train.items()
         if training.tries
     }
@@ -233,7 +233,7 @@ def _train(training: Training, folder: Path, seed: int) -> str:
 
 def _try(whole: Experiment, name: str, i: int, folder: Path) -> float:
     """Train with one of the combinations of ``tries``; the accuracy that it is judged by."""
-    training, choice = whole.train[name].variants()[i], whole.choose
+    training, choice = whole.tries(name)[i], whole.choose
     assert choice is not None
     run = _train(training, folder / f"{name}-try{i}", TRY_SEED)
     id_, dtype = (training.settings.get(f"env.{key}") for key in ("id", "dtype"))

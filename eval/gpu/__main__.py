@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from dllm_gym.agents.trainers.run import at_least_one
+from dllm_gym.agents.trainers.configs import at_least_one
 from dllm_gym.denoisers.pretrained import CACHES
 from dllm_gym.eval.command import run
 from dllm_gym.eval.gpu.plan import Setting, print_plan

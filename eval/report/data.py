@@ -15,7 +15,7 @@ import numpy as np
 
 import dllm_gym
 from dllm_gym.agents.evaluation import bootstrap_interval, describe_undecided
-from dllm_gym.agents.trainers.run import read_config
+from dllm_gym.agents.trainers.configs import read_config
 from dllm_gym.eval.metrics import pass_at_k, summary
 from dllm_gym.eval.results import Cell, read_results
 from dllm_gym.eval.tables import flat_settings

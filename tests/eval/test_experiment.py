@@ -56,7 +56,7 @@ TRIES = """
 claim: Settings are chosen.
 seeds: 1
 tasks: {sudoku: MaskedDiffusion-Sudoku-v0, gsm8k: MaskedDiffusion-GSM8K-v0}
-choose: {sampler: [confidence:k=8, confidence:k=16], problems: 3}
+choose: {sampler: [confidence:k=8, confidence:k=16], problems: 3, settings: {forwards: 30}}
 train:
   spg:
     algorithm: spg
@@ -68,6 +68,7 @@ cells:
 compare:
   - {first: spg, second: before, metric: accuracy}
 """
+CHOICE = "choose: {sampler: [confidence:k=8, confidence:k=16], problems: 3, settings: {forwards: 30}}"
 
 
 def test_the_best_try_is_trained_with_the_seeds(tmp_path, capsys):
@@ -90,6 +91,7 @@ def test_the_best_try_is_trained_with_the_seeds(tmp_path, capsys):
     assert "| sudoku-spg | sudoku-before | accuracy | +0.0 [+0.0, +0.0] | +0.0 | 0.50 | +0.0 |" in table
     record = (folder / "sudoku-spg-seed0.json").read_text()
     assert '"learning-rate": 0.0' in record and '"env.id": "MaskedDiffusion-Sudoku-v0"' in record
+    assert '"forwards": 40' in record and '"forwards": 30' in (folder / "sudoku-spg-try0.json").read_text()
 
 
 def test_tasks_are_written_out(tmp_path):
@@ -126,7 +128,10 @@ def test_a_star_stands_for_every_training(tmp_path):
     ("old", "new", "named"),
     [
         ("choose:", "chose:", "did you mean 'choose'"),
-        ("choose: {sampler: [confidence:k=8, confidence:k=16], problems: 3}", "", "sudoku-spg.*have tries"),
+        (CHOICE, "", "sudoku-spg.*have tries"),
+        ("{forwards: 30}", "{forwards: 2}", "forwards=2: the first step of 4 completions needs more"),
+        ("{forwards: 30}", "{forward: 30}", "not flags of spg"),
+        ("{forwards: 30}", "30", "choose, settings: 30, must be names and values"),
         ("algorithm: spg", "algorithm: grpo", "not flags of grpo|tries: unknown 'grpo'"),
         ("learning-rate: [0.0, 1.0]", "learning-rate: 0.1", "must be names and lists"),
         ("forwards: 40", "forwards: 2", "forwards=2: the first step of 4 completions needs more"),

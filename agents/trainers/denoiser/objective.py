@@ -17,8 +17,8 @@ from torch import Tensor
 from dllm_gym.agents.environment import EnvConfig
 from dllm_gym.agents.samplers.spec import make_stepwise
 from dllm_gym.agents.trainers.advantages import check_group, group_advantages
+from dllm_gym.agents.trainers.configs import at_least_one, check_budget
 from dllm_gym.agents.trainers.denoiser.comparison import DenoiserReportConfig
-from dllm_gym.agents.trainers.run import at_least_one, check_budget
 from dllm_gym.decoding.corruption import Corruption, corrupt
 from dllm_gym.decoding.trajectory import Trajectories
 from dllm_gym.types import Score

@@ -27,10 +27,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm_gym.agents.trainers.configs import at_least_one
 from dllm_gym.agents.trainers.denoiser import trainer
 from dllm_gym.agents.trainers.denoiser.objective import Batch, CorruptionConfig, TrainerConfig, required
 from dllm_gym.agents.trainers.denoiser.ratio import clipped
-from dllm_gym.agents.trainers.run import at_least_one
 from dllm_gym.decoding import likelihood
 from dllm_gym.decoding.corruption import Corruption
 from dllm_gym.decoding.trajectory import Trajectories, sample_steps

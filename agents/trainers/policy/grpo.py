@@ -31,10 +31,11 @@ from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.trainers.advantages import check_group, group_advantages
 from dllm_gym.agents.trainers.by_task import means_by_task, sums_by_task
+from dllm_gym.agents.trainers.configs import at_least_one, check_budget
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, launched, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one, check_budget
+from dllm_gym.agents.trainers.run import Run
 from dllm_gym.agents.trainers.schedule import rate_factor
 from dllm_gym.agents.workers import side_by_side, worker_count
 from dllm_gym.envs.vector import UnmaskingVectorEnv

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dllm_gym.agents.samplers.policy import Critic, PolicyConfig, UnmaskingPolicy
-from dllm_gym.agents.trainers.run import at_least_one
+from dllm_gym.agents.trainers.configs import at_least_one
 from dllm_gym.agents.trainers.seeding import seeded
 
 

@@ -25,10 +25,11 @@ from dllm_gym.agents.environment import EnvConfig, make_envs
 from dllm_gym.agents.samplers.policy import PolicyConfig
 from dllm_gym.agents.samplers.rollout import collect
 from dllm_gym.agents.trainers.by_task import means_by_task, sums_by_task
+from dllm_gym.agents.trainers.configs import at_least_one
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_critic, make_policy_network
 from dllm_gym.agents.trainers.processes import launched, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one
+from dllm_gym.agents.trainers.run import Run
 from dllm_gym.agents.trainers.schedule import cosine
 
 

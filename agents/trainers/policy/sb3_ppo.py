@@ -26,10 +26,11 @@ from torch import Tensor
 from dllm_gym.agents.environment import EnvConfig, make_env
 from dllm_gym.agents.samplers.policy import Critic, PolicyConfig, UnmaskingPolicy
 from dllm_gym.agents.terminal import progress_bar
+from dllm_gym.agents.trainers.configs import at_least_one
 from dllm_gym.agents.trainers.policy.comparison import ReportConfig, report
 from dllm_gym.agents.trainers.policy.networks import check_common, make_policy_network
 from dllm_gym.agents.trainers.processes import alone, own_threads
-from dllm_gym.agents.trainers.run import Run, at_least_one
+from dllm_gym.agents.trainers.run import Run
 from dllm_gym.agents.trainers.seeding import seeded
 from dllm_gym.envs.sb3 import SB3VecEnv
 from dllm_gym.envs.spaces import observation_from_dict
