@@ -3,7 +3,8 @@
 On tabular denoisers of a world small enough to enumerate: how far the ELBO and the EUBO are from the log-likelihood of
 random-order decoding, and how well the expected gradients of the trajectory's likelihood, of the ELBO policy gradient
 and of SPG agree with the true policy gradient, for a denoiser that comes from a joint distribution and for ones that do
-not; and how far Metropolis-Hastings chains are from the tempered distribution.
+not; the same for training together with a policy that sees the denoiser's confidences; and how far Metropolis-Hastings
+chains are from the tempered distribution.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from dllm_gym.denoisers.enumeration import (
     tempered,
 )
 from dllm_gym.denoisers.oracle import OracleDenoiser, TabularDenoiser
+from dllm_gym.eval.benchmarks.episodes import blank, expected_reward, policy_gradient_loss, tiny_policy
+from dllm_gym.types import Canvas
 
 
 @dataclass
@@ -78,6 +81,7 @@ def policy_gradients(denoiser: TabularDenoiser, reward: Tensor, beta: float, ome
 
 def main(config: Config) -> None:
     """Print the bounds, the cosines and the total variations."""
+    torch.set_num_threads(1)  # tensors this small are slower with more
     oracle = OracleDenoiser.default()
     denoisers = {"from the joint": TabularDenoiser.from_oracle(oracle)}
     for seed in range(config.seeds):
@@ -104,8 +108,35 @@ def main(config: Config) -> None:
         gradients = policy_gradients(denoiser, reward, config.betas[0], config.omega)
         row = [torch.cosine_similarity(gradients[name], gradients["true"], dim=0).item() for name in names]
         cosines.add_row(label, *(f"{value:.4f}" for value in row))
-    for table in (bounds, cosines, total_variations(config)):
+    for table in (bounds, cosines, together(config.seeds), total_variations(config)):
         console().print(table)
+
+
+def together(seeds: int, words: int = 2, length: int = 3) -> Table:
+    """Cosines of expected gradients with the true one, with respect to a denoiser whose confidences a policy sees.
+
+    By enumeration of all episodes; right completions are drawn at random, and steps cost. joint-trace differentiates
+    the likelihood of positions and tokens, trace-pg with this policy as its sampler that of the tokens alone.
+    """
+    table = Table(title="cosine with the true policy gradient of a denoiser that a policy decodes")
+    ways = {"joint-trace": True, "trace-pg": False}
+    for name in ("policy", "denoiser"):
+        table.add_column(name)
+    for name in ways:
+        table.add_column(name, justify="right")
+    for distribution, seed in product(("bernoulli", "dpls"), range(seeds)):
+        denoiser, policy = TabularDenoiser.random(words, length, seed), tiny_policy(distribution, seed)
+        right = torch.rand((words,) * length, generator=torch.Generator().manual_seed(seed)) < 0.3
+
+        def reward(canvas: Canvas, right: Tensor = right) -> float:
+            return float(right[tuple(canvas.tokens[0])]) * (1 - int(canvas.steps[0]) / (2 * length))
+
+        world = (denoiser, policy, reward, blank(denoiser))
+        expected = [expected_reward(*world), *(policy_gradient_loss(*world, positions=p) for p in ways.values())]
+        true, *others = (torch.autograd.grad(value, denoiser.model.table)[0].flatten() for value in expected)
+        cosines = [torch.cosine_similarity(gradient, true, dim=0).item() for gradient in others]
+        table.add_row(distribution, f"random {seed}", *(f"{value:.4f}" for value in cosines))
+    return table
 
 
 def total_variations(config: Config) -> Table:

@@ -1,109 +1,39 @@
 """Sampler and denoiser from one likelihood: its gradient against enumeration, and the trainer."""
 
-import itertools
 import json
 import re
 import shutil
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from masked import seeded
 
 import dllm_gym
-from dllm_gym import decoding
 from dllm_gym.agents.cli import main
-from dllm_gym.agents.samplers.policy import PolicyConfig, UnmaskingPolicy, load_policy
-from dllm_gym.agents.trainers.joint_trace import EpisodeSteps, step_log_probs
-from dllm_gym.agents.trainers.seeding import seeded as everything_seeded
+from dllm_gym.agents.samplers.policy import load_policy
 from dllm_gym.denoisers.oracle import TabularDenoiser
-from dllm_gym.types import Action, Canvas
+from dllm_gym.eval.benchmarks.episodes import blank, expected_reward, policy_gradient_loss, tiny_policy
+from dllm_gym.types import Canvas
 
 LENGTH, WORDS = 3, 2
-TEMPERATURE = 0.8
 
 
-def tiny_policy(distribution: str, seed: int = 0) -> UnmaskingPolicy:
-    with everything_seeded(seed):
-        policy = UnmaskingPolicy(PolicyConfig(hidden_dim=8, mlp_dim=8, initial_bias=0.0, distribution=distribution))
-        for p in policy.parameters():
-            torch.nn.init.normal_(p, std=0.6)
-    return policy
-
-
-def choices_of(eligible: list[int], distribution: str) -> list[torch.Tensor]:
-    """All picks of the positions: sets, or ordered sets that are not empty."""
-    found = []
-    for size in range(len(eligible) + 1):
-        if distribution == "bernoulli":
-            chosen = [dict.fromkeys(one, 1) for one in itertools.combinations(eligible, size)]
-        else:
-            orders = itertools.permutations(eligible, size) if size else []
-            chosen = [{position: n + 1 for n, position in enumerate(order)} for order in orders]
-        found += [torch.tensor([one.get(i, 0) for i in range(LENGTH)]) for one in chosen]
-    return found
-
-
-def reward_of(canvas: Canvas) -> float:
+def reward(canvas: Canvas) -> float:
     """Some completions are right, and steps cost."""
     number = int((canvas.tokens[0] * WORDS ** torch.arange(LENGTH)).sum())
     return float(number in (1, 4, 6)) * (1 - int(canvas.steps[0]) / (2 * LENGTH))
-
-
-def enumerate_steps(denoiser, policy, canvas: Canvas):
-    """Of one row: every way to take a step, with the step, and the canvas after it."""
-    with torch.no_grad():
-        seen = decoding.observe(canvas, denoiser.predict(canvas), LENGTH)
-    distribution = policy.config.distribution
-    for picks in choices_of(canvas.masked[0].nonzero()[:, 0].tolist(), distribution):
-        written = decoding.with_best(picks[None] > 0, seen) & seen.eligible
-        places = written[0].nonzero()[:, 0].tolist()
-        for words in itertools.product(range(WORDS), repeat=len(places)):
-            token = canvas.tokens.clone()
-            token[0, places] = torch.tensor(words)
-            seen_here = replace(seen, token=torch.where(canvas.masked & ~written, 0, token))
-            step = EpisodeSteps(canvas, seen_here, picks[None], written)
-            after = decoding.commit(
-                canvas, replace(seen, token=token), Action.unmasking(written), mask_token_id=denoiser.mask_token_id,
-                eos_token_id=denoiser.eos_token_id, eos_token_ids=None,
-            )  # fmt: skip
-            yield step, after
-
-
-def expected_reward(denoiser, policy, canvas: Canvas) -> float:
-    """Exactly, by recursion over everything that can happen."""
-    if not canvas.masked.any():
-        return reward_of(canvas)
-    total = 0.0
-    for step, after in enumerate_steps(denoiser, policy, canvas):
-        with torch.no_grad():
-            log_p = sum(part.item() for part in step_log_probs(denoiser, policy, step, TEMPERATURE))
-        total += np.exp(log_p) * expected_reward(denoiser, policy, after)
-    return total
-
-
-def surrogate(denoiser, policy, canvas: Canvas, probability: float, log_p, through: bool):
-    """``sum over episodes of p * R * log p(episode)``, p a constant."""
-    if not canvas.masked.any():
-        return probability * reward_of(canvas) * log_p
-    total = 0.0
-    for step, after in enumerate_steps(denoiser, policy, canvas):
-        parts = step_log_probs(denoiser, policy, step, TEMPERATURE, through)
-        own = sum(parts)[0]
-        total = total + surrogate(denoiser, policy, after, probability * own.exp().item(), log_p + own, through)
-    return total
 
 
 @pytest.mark.parametrize("distribution", ["bernoulli", "dpls"])
 def test_one_likelihood_has_the_policy_gradient_of_both(distribution):
     """For a denoiser that comes from no joint distribution; without the confidences' path it is another gradient."""
     denoiser, policy = TabularDenoiser.random(WORDS, LENGTH, seed=1), tiny_policy(distribution)
-    start = decoding.blank([torch.zeros(1, dtype=torch.int64)], LENGTH, denoiser.mask_token_id)
     weights = [denoiser.model.table, *policy.parameters()]
     gradients = {
         through: torch.autograd.grad(
-            surrogate(denoiser, policy, start, 1.0, torch.zeros(()), through), weights, allow_unused=True
+            policy_gradient_loss(denoiser, policy, reward, blank(denoiser), through_confidences=through),
+            weights,
+            allow_unused=True,
         )
         for through in (True, False)
     }
@@ -117,7 +47,7 @@ def test_one_likelihood_has_the_policy_gradient_of_both(distribution):
                 with torch.no_grad():
                     for p, direction in zip(weights[part], directions, strict=True):
                         p += sign * 2e-3 * direction
-                    values.append(expected_reward(denoiser, policy, start))
+                    values.append(expected_reward(denoiser, policy, reward, blank(denoiser)).item())
                     for p, direction in zip(weights[part], directions, strict=True):
                         p -= sign * 2e-3 * direction
             slope = (values[0] - values[1]) / 4e-3
@@ -128,18 +58,9 @@ def test_one_likelihood_has_the_policy_gradient_of_both(distribution):
 
 def test_probabilities_of_all_episodes_sum_to_one():
     denoiser, policy = TabularDenoiser.random(WORDS, LENGTH, seed=2), tiny_policy("bernoulli", 3)
-    start = decoding.blank([torch.zeros(1, dtype=torch.int64)], LENGTH, denoiser.mask_token_id)
-
-    def total(canvas: Canvas) -> float:
-        if not canvas.masked.any():
-            return 1.0
-        with torch.no_grad():
-            return sum(
-                np.exp(sum(part.item() for part in step_log_probs(denoiser, policy, step, TEMPERATURE))) * total(after)
-                for step, after in enumerate_steps(denoiser, policy, canvas)
-            )
-
-    assert total(start) == pytest.approx(1.0, abs=1e-5)
+    with torch.no_grad():
+        total = expected_reward(denoiser, policy, lambda canvas: 1.0, blank(denoiser))
+    assert total == pytest.approx(1.0, abs=1e-5)
 
 
 FLAGS = (
