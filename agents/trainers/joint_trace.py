@@ -8,7 +8,8 @@ gradient of the expected reward with respect to both networks; a test compares i
 right answers and for few steps. `dllm_gym.agents.trainers.joint` trains in turns instead.
 
 The policy takes GRPO's clipped updates (`dllm_gym.agents.trainers.policy.grpo`): it learns from all steps, which needs
-no forward pass of the denoiser, and from experts. The denoiser follows the policy gradient of the policy's own
+no forward pass of the denoiser, and from experts. It learns slowly at first: a denoiser learns more from orders that
+vary than from a policy that has settled early. The denoiser follows the policy gradient of the policy's own
 episodes. Some steps of each are drawn, and weigh so that their sum estimates that of all steps. The environment fills
 an empty set with the most confident position; which one that is has no derivative.
 
@@ -42,7 +43,7 @@ from dllm_gym.agents.trainers.policy import grpo
 from dllm_gym.agents.trainers.policy.networks import make_policy_network
 from dllm_gym.agents.trainers.processes import Processes, alone, own_threads
 from dllm_gym.agents.trainers.run import Run
-from dllm_gym.agents.trainers.schedule import rate_factor
+from dllm_gym.agents.trainers.schedule import delayed_factor, rate_factor
 from dllm_gym.decoding.trajectory import draw_steps, of_episodes
 from dllm_gym.denoisers.base import Denoiser
 from dllm_gym.envs.vector import UnmaskingVectorEnv
@@ -59,10 +60,12 @@ class JointTraceConfig:
         )
     )
     """The environment. Its reward is the one return of both."""
-    grpo: grpo.GRPOConfig = field(default_factory=lambda: grpo.GRPOConfig(learning_rate=3e-5))
-    """The policy, its updates, and the numbers of problems and episodes. It learns slowly here: one that hurries before
-    the denoiser has learned shows it little. Its env, seed and the like are set by the joint training's own flags, and
-    refused here."""
+    grpo: grpo.GRPOConfig = field(default_factory=grpo.GRPOConfig)
+    """The policy, its updates, and the numbers of problems and episodes. Its env, seed and the like are set by the
+    joint training's own flags, and refused here."""
+    policy_after: float = 0.6
+    """Share of the training after which the policy learns at its whole rate, and before which at a tenth of it. The
+    denoiser learns more from a policy whose orders still vary."""
     start: str | None = None
     """Folder of a trained policy to start from; None: fresh weights."""
     report: DenoiserReportConfig = field(default_factory=DenoiserReportConfig)
@@ -121,6 +124,8 @@ def checked(config: JointTraceConfig) -> JointTraceConfig:
             "env.top_p, env.top_k, env.end_token_penalty, env.end_tokens_last, env.confidence: the likelihood is that "
             "of softmax(logits / temperature), and of untempered confidences; leave them out."
         )
+    if not 0 <= config.policy_after < 1:
+        raise ValueError(f"policy_after={config.policy_after}: must be in [0, 1).")
     if not 0 <= config.negative_scale <= 1:
         raise ValueError(f"negative_scale={config.negative_scale}: must be in [0, 1].")
     return config
@@ -224,7 +229,9 @@ def improve(
 
     ``weights`` and ``optimizers`` are the denoiser's; ``forwards`` are those of the iterations before.
     """
-    since, factor = time.perf_counter(), rate_factor(config, iteration, forwards)
+    since = time.perf_counter()
+    sampler_rate = config.grpo.learning_rate * delayed_factor(config, iteration, forwards, config.policy_after)
+    denoiser_rate = config.denoiser_rate * rate_factor(config, iteration, forwards)
     played = grpo.play(envs, policy, config.grpo, iteration, Processes())
     seed = int(np.random.default_rng([config.seed, iteration, 1]).integers(2**32))
     generator = torch.Generator(played.advantage.device).manual_seed(seed)
@@ -232,14 +239,14 @@ def improve(
     metrics = denoiser_gradient(envs, policy, played.by_policy, own, config, generator)
 
     for group in sampler_optimizer.param_groups:
-        group["lr"] = config.grpo.learning_rate * factor
+        group["lr"] = sampler_rate
     metrics |= grpo.update(
         policy, sampler_optimizer, played.rollout, played.advantage, played.expert, config.grpo, Processes()
     )
     weights.take_gradients()
     norm = torch.nn.utils.clip_grad_norm_(weights.masters.values(), config.max_grad_norm)
     for optimizer in optimizers:
-        optimizer.param_groups[0]["lr"] = config.denoiser_rate * factor
+        optimizer.param_groups[0]["lr"] = denoiser_rate
         if norm.isfinite():  # else the weights stay what they are, and the run ends with what it logs
             optimizer.step()
         optimizer.zero_grad()
@@ -248,8 +255,8 @@ def improve(
     return metrics | sampling | {
         "forwards": sampling["forwards"] + metrics["forwards"],
         "denoiser_gradient_norm": norm.item(),
-        "learning_rate": config.grpo.learning_rate * factor,
-        "denoiser_rate": config.denoiser_rate * factor,
+        "learning_rate": sampler_rate,
+        "denoiser_rate": denoiser_rate,
         "seconds": time.perf_counter() - since,
     }, played.problems
 

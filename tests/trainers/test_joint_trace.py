@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from masked import seeded
 import dllm_gym
 from dllm_gym.agents.cli import main
 from dllm_gym.agents.samplers.policy import load_policy
+from dllm_gym.agents.trainers.joint_trace import JointTraceConfig
+from dllm_gym.agents.trainers.schedule import delayed_factor, rate_factor
 from dllm_gym.denoisers.oracle import TabularDenoiser
 from dllm_gym.eval.benchmarks.episodes import blank, expected_reward, policy_gradient_loss, tiny_policy
 from dllm_gym.types import Canvas
@@ -112,6 +115,17 @@ def test_the_scale_of_bad_episodes_concerns_their_tokens_only(tmp_path):
     assert rows[0]["denoiser_gradient_norm"] != pytest.approx(rows[1]["denoiser_gradient_norm"], rel=0.02)
 
 
+@pytest.mark.parametrize("forwards", [None, 1000])
+def test_the_policy_waits_for_the_denoiser(forwards):
+    """A tenth of its rate up to a share of the training, then the whole one, down to zero at the end."""
+    config = JointTraceConfig(iterations=100, forwards=forwards, warmup=0)
+    factors = [delayed_factor(config, done, 10 * done, 0.6) for done in (0, 59, 60, 80, 100)]
+    assert factors == pytest.approx([0.1, 0.1, 1.0, 0.5, 0.0])
+    config.warmup = 4
+    assert delayed_factor(config, 0, 0, 0.6) == pytest.approx(0.025)
+    assert delayed_factor(config, 50, 500, 0.0) == pytest.approx(rate_factor(replace(config, warmup=0), 50, 500))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -124,6 +138,7 @@ def test_the_scale_of_bad_episodes_concerns_their_tokens_only(tmp_path):
         ("--optimizer sgd", "optimizer='sgd'"),
         ("--steps 0", "steps=0"),
         ("--negative-scale 2", "negative_scale=2"),
+        ("--policy-after 1", "policy_after=1"),
         ("--env.cache dual", "env.cache='dual': an approximate cache"),
         ("--start nowhere", "policy='nowhere'"),
     ],
