@@ -17,6 +17,7 @@ from dllm_gym.denoisers.oracle import TabularDenoiser
 from dllm_gym.types import Action, Canvas
 
 TEMPERATURE = 0.8
+"""At which the denoiser's tokens are drawn."""
 
 
 def tiny_policy(distribution: str, seed: int = 0) -> UnmaskingPolicy:
@@ -96,7 +97,7 @@ def key(canvas: Canvas) -> tuple:
     return (*canvas.tokens[0].tolist(), int(canvas.steps[0]))
 
 
-def policy_gradient_loss(
+def policy_gradient_surrogate(
     denoiser: TabularDenoiser,
     policy: UnmaskingPolicy,
     reward: Callable[[Canvas], float],
@@ -117,7 +118,7 @@ def policy_gradient_loss(
     known: dict[tuple, Tensor] = {}
     with torch.no_grad():
         expected_reward(denoiser, policy, reward, canvas, known)
-    loss = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
     reached = {key(canvas): (canvas, 1.0)}
     while reached:
         later: dict[tuple, tuple[Canvas, float]] = {}
@@ -126,7 +127,7 @@ def policy_gradient_loss(
                 of_positions, of_tokens = step_log_probs(denoiser, policy, step, TEMPERATURE, through_confidences)
                 both = (of_positions + of_tokens)[0]
                 taken = probability * both.exp().item()
-                loss = loss + taken * known[key(after)].item() * (both if positions else of_tokens[0])
+                total = total + taken * known[key(after)].item() * (both if positions else of_tokens[0])
                 later[key(after)] = (after, later.get(key(after), (after, 0.0))[1] + taken)
         reached = later
-    return loss
+    return total

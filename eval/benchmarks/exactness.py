@@ -28,7 +28,7 @@ from dllm_gym.denoisers.enumeration import (
     tempered,
 )
 from dllm_gym.denoisers.oracle import OracleDenoiser, TabularDenoiser
-from dllm_gym.eval.benchmarks.episodes import blank, expected_reward, policy_gradient_loss, tiny_policy
+from dllm_gym.eval.benchmarks.episodes import blank, expected_reward, policy_gradient_surrogate, tiny_policy
 from dllm_gym.types import Canvas
 
 
@@ -132,7 +132,7 @@ def together(seeds: int, words: int = 2, length: int = 3) -> Table:
             return float(right[tuple(canvas.tokens[0])]) * (1 - int(canvas.steps[0]) / (2 * length))
 
         world = (denoiser, policy, reward, blank(denoiser))
-        expected = [expected_reward(*world), *(policy_gradient_loss(*world, positions=p) for p in ways.values())]
+        expected = [expected_reward(*world), *(policy_gradient_surrogate(*world, positions=p) for p in ways.values())]
         true, *others = (torch.autograd.grad(value, denoiser.model.table)[0].flatten() for value in expected)
         cosines = [torch.cosine_similarity(gradient, true, dim=0).item() for gradient in others]
         table.add_row(distribution, f"random {seed}", *(f"{value:.4f}" for value in cosines))

@@ -254,6 +254,8 @@ def _check_tries(whole: Experiment, path: Path) -> None:
         make_stepwise(text)
     for name, training in tried.items():
         _refuse_unknown([training.algorithm], list(OBJECTIVES), f"{path}, train.{name}.tries")
+        if same := [key for key in training.tries if key in whole.choose.settings]:
+            raise ValueError(f"{path}, choose.settings: {same[0]!r} is what {name} tries; leave it out.")
     for what, of in (
         ("number of tries", lambda training: len(training.variants())),
         ("forwards", lambda training: training.settings.get("forwards")),

@@ -131,6 +131,7 @@ def test_a_star_stands_for_every_training(tmp_path):
         (CHOICE, "", "sudoku-spg.*have tries"),
         ("{forwards: 30}", "{forwards: 2}", "forwards=2: the first step of 4 completions needs more"),
         ("{forwards: 30}", "{forward: 30}", "not flags of spg"),
+        ("{forwards: 30}", "{learning-rate: 1}", "'learning-rate' is what sudoku-spg tries; leave it out"),
         ("{forwards: 30}", "30", "choose, settings: 30, must be names and values"),
         ("algorithm: spg", "algorithm: grpo", "not flags of grpo|tries: unknown 'grpo'"),
         ("learning-rate: [0.0, 1.0]", "learning-rate: 0.1", "must be names and lists"),
