@@ -28,7 +28,7 @@ from dllm_gym.denoisers.enumeration import (
     tempered,
 )
 from dllm_gym.denoisers.oracle import OracleDenoiser, TabularDenoiser
-from dllm_gym.eval.benchmarks.episodes import blank, expected_reward, policy_gradient_surrogate, tiny_policy
+from dllm_gym.eval.benchmarks.enumeration import blank, expected_reward, policy_gradient_surrogate, tiny_policy
 from dllm_gym.types import Canvas
 
 
@@ -112,18 +112,18 @@ def main(config: Config) -> None:
         console().print(table)
 
 
-def together(seeds: int, words: int = 2, length: int = 3) -> Table:
+def together(seeds: int) -> Table:
     """Cosines of expected gradients with the true one, with respect to a denoiser whose confidences a policy sees.
 
     By enumeration of all episodes; right completions are drawn at random, and steps cost. joint-trace differentiates
     the likelihood of positions and tokens, trace-pg with this policy as its sampler that of the tokens alone.
     """
     table = Table(title="cosine with the true policy gradient of a denoiser that a policy decodes")
-    ways = {"joint-trace": True, "trace-pg": False}
     for name in ("policy", "denoiser"):
         table.add_column(name)
-    for name in ways:
+    for name in ("joint-trace", "trace-pg"):
         table.add_column(name, justify="right")
+    words, length = 2, 3
     for distribution, seed in product(("bernoulli", "dpls"), range(seeds)):
         denoiser, policy = TabularDenoiser.random(words, length, seed), tiny_policy(distribution, seed)
         right = torch.rand((words,) * length, generator=torch.Generator().manual_seed(seed)) < 0.3
@@ -132,7 +132,8 @@ def together(seeds: int, words: int = 2, length: int = 3) -> Table:
             return float(right[tuple(canvas.tokens[0])]) * (1 - int(canvas.steps[0]) / (2 * length))
 
         world = (denoiser, policy, reward, blank(denoiser))
-        expected = [expected_reward(*world), *(policy_gradient_surrogate(*world, positions=p) for p in ways.values())]
+        expected = [expected_reward(*world)]
+        expected += [policy_gradient_surrogate(*world, positions=both) for both in (True, False)]
         true, *others = (torch.autograd.grad(value, denoiser.model.table)[0].flatten() for value in expected)
         cosines = [torch.cosine_similarity(gradient, true, dim=0).item() for gradient in others]
         table.add_row(distribution, f"random {seed}", *(f"{value:.4f}" for value in cosines))

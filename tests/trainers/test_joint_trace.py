@@ -15,7 +15,7 @@ from dllm_gym.agents.samplers.policy import load_policy
 from dllm_gym.agents.trainers.joint_trace import JointTraceConfig
 from dllm_gym.agents.trainers.schedule import delayed_factor, rate_factor
 from dllm_gym.denoisers.oracle import TabularDenoiser
-from dllm_gym.eval.benchmarks.episodes import blank, expected_reward, policy_gradient_surrogate, tiny_policy
+from dllm_gym.eval.benchmarks.enumeration import blank, expected_reward, policy_gradient_surrogate, tiny_policy
 from dllm_gym.types import Canvas
 
 LENGTH, WORDS = 3, 2

@@ -77,7 +77,15 @@ def expected_reward(
 ) -> Tensor:
     """``sum over episodes of p(episode) * R`` from a canvas on, a scalar with a gradient.
 
-    ``known`` takes the same of every canvas on the way, by `key`. The reward is that of a complete canvas.
+    Args:
+        denoiser: of V words and L positions, both small.
+        policy: sees the denoiser's confidences.
+        reward: of a complete canvas of one row.
+        canvas: one row, L tokens.
+        known: takes the same scalar of every canvas on the way, by `key`.
+
+    Returns:
+        float64.
     """
     known = {} if known is None else known
     if key(canvas) not in known:
@@ -106,12 +114,13 @@ def policy_gradient_surrogate(
     positions: bool = True,
     through_confidences: bool = True,
 ) -> Tensor:
-    """``E[R * log p(episode)]``, a scalar whose gradient is the expected one: only log p is differentiated.
+    """``E[R * log p(episode)]``, a float64 scalar of whose factors only log p is differentiated: REINFORCE, expected.
 
     Episodes that share a canvas are added up: ``sum over canvases and steps of p(canvas) * p(step) * E[R | after it] *
     log p(step)``.
 
     Args:
+        denoiser, policy, reward, canvas: as for `expected_reward`.
         positions: whether the factor of the policy is in log p, beside that of the tokens.
         through_confidences: as for `step_log_probs`.
     """
